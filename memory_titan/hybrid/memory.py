@@ -1,0 +1,217 @@
+"""What a memory file holds: addresses in slots, content in fast weights, and no text.
+
+write:  address -> a free slot (or the one longest untouched);   (slot, position) -> token, by the delta rule
+find:   address -> the nearest slots
+read:   slot -> tokens, out of the weights
+forget: slot -> silence written over its content, then freed
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from memory_titan.hybrid.content import Content, Recalled
+from memory_titan.memory.files import MemoryFileError, load_tensors, save_tensors
+
+FORMAT, VERSION = "memory-titan recollections", 1
+
+
+@dataclass
+class RecollectionConfig:
+    """Sizes of a memory; they fix the size of its file."""
+
+    slots: int = 2048  # texts that can be addressed
+    features: int = 16384  # rows of the fast weights
+    width: int = 256  # columns, a multiple of 64
+    longest: int = 48  # tokens of one text
+    known: float = 0.9  # cosine of addresses above which a text may be one already held
+
+    def __post_init__(self) -> None:
+        if self.slots < 1 or self.features < 64 or self.longest < 1:
+            raise ValueError(f"slots, features and longest must be at least 1, 64 and 1; got {self}")
+        if self.width < 64 or self.width % 64:
+            raise ValueError(f"width must be a multiple of 64; got {self.width}")
+
+
+class RecollectionMemory:
+    """Texts written by surprise, found by address, read out of fast weights.
+
+    Args:
+        config: sizes.
+        dim: width of an address.
+        embeddings: `[V, hidden]`, the frozen model's input embeddings.
+        identity: the model's, as a file records it.
+    """
+
+    def __init__(self, config: RecollectionConfig, dim: int, embeddings: Tensor, identity: dict[str, Any]) -> None:
+        self.config, self.identity = config, identity
+        self.content = Content(config.features, config.width, embeddings)
+        self.addresses = torch.zeros(config.slots, dim)
+        self.names = torch.full((config.slots,), -1)  # -1: free. A name is given once and never again.
+        self.lengths = torch.zeros(config.slots, dtype=torch.long)
+        self.touched = torch.zeros(config.slots, dtype=torch.long)  # the time it was last written or recalled
+        self.surprises = torch.zeros(config.slots)  # mean surprise of its tokens when it was written
+        self.counts = {"time": 0, "texts": 0, "written": 0, "known": 0, "evicted": 0, "forgotten": 0}
+
+    @property
+    def used(self) -> Tensor:
+        """`[held]`, int64: the slots in use."""
+        return (self.names >= 0).nonzero()[:, 0]
+
+    @property
+    def load(self) -> float:
+        """Tokens held over features, N/F: the power of the noise under every token that is read."""
+        return float(self.lengths.sum()) / self.config.features
+
+    @property
+    def strength(self) -> float:
+        """What every text held is worth when read: 1 while the memory is empty, falling as it fills."""
+        return 1.0 / (1.0 + self.load)
+
+    def write(self, addresses: Tensor, tokens: list[list[int]]) -> list[Tensor]:
+        """Write texts; what the memory already says at a text's address is not written again.
+
+        Args:
+            addresses: `[texts, dim]`.
+            tokens: token ids of each, at most `config.longest`.
+
+        Returns:
+            the surprise of every token before the write, one `[T]` tensor a text: 1 for what is new, 0 for known.
+        """
+        surprises, names, fresh = [], [], []
+        for address, ids in zip(addresses, tokens, strict=True):
+            self.counts["time"] += 1
+            self.counts["texts"] += 1
+            surprise = self._surprise(address, ids, dict(zip(map(tuple, fresh), names, strict=True)))
+            surprises.append(surprise)
+            if surprise.max() < 0.5:
+                self.counts["known"] += 1
+                continue
+            slot = self._free_slot()
+            self.addresses[slot], self.names[slot] = address, self.counts["written"]
+            self.lengths[slot], self.touched[slot] = len(ids), self.counts["time"]
+            self.surprises[slot] = surprise.mean()
+            names.append(self.counts["written"])
+            fresh.append(ids)
+            self.counts["written"] += 1
+        if names:
+            self.content.write(names, fresh, self.strength)
+        return surprises
+
+    def find(self, address: Tensor, count: int) -> list[tuple[int, float]]:
+        """The `count` nearest slots in use: `(slot, cosine)`, nearest first."""
+        used = self.used
+        if not len(used):
+            return []
+        scores, best = (self.addresses[used] @ address).topk(min(count, len(used)))
+        return list(zip(used[best].tolist(), scores.tolist(), strict=True))
+
+    def read(self, slot: int) -> Recalled:
+        """What the weights say at a slot."""
+        return self.content.read(int(self.names[slot]), int(self.lengths[slot]))
+
+    def touch(self, slot: int) -> None:
+        """Note that a slot was recalled: it is then not the first to go."""
+        self.counts["time"] += 1
+        self.touched[slot] = self.counts["time"]
+
+    def forget(self, slots: list[int]) -> None:
+        """Erase the content of slots from the weights, and free them."""
+        if not slots:
+            return
+        self.content.erase([int(self.names[s]) for s in slots], [int(self.lengths[s]) for s in slots])
+        for slot in slots:
+            self._clear(slot)
+        self.counts["forgotten"] += len(slots)
+
+    def save(self, path: str | os.PathLike[str], extra: dict[str, Any] | None = None) -> None:
+        """Write the memory to a file, whole or not at all; its size depends on the config alone."""
+        header = {
+            "format": FORMAT,
+            "version": VERSION,
+            "model": self.identity,
+            "config": dataclasses.asdict(self.config),
+            "counts": self.counts,
+            **(extra or {}),
+        }
+        tensors = {name: getattr(self, name) for name in ("names", "lengths", "touched", "surprises")}
+        tensors |= {"addresses": self.addresses.half(), "weights": self.content.weights.half()}
+        save_tensors(path, tensors, header)
+
+    @classmethod
+    def load_file(
+        cls, path: str | os.PathLike[str], dim: int, embeddings: Tensor, identity: dict[str, Any]
+    ) -> RecollectionMemory:
+        """Read a memory file made with the same model.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            MemoryFileError: not a memory, damaged, of another version, or made with another model.
+        """
+        tensors, header = load_header(path)
+        made = header["model"]
+        if made.get("fingerprint") != identity["fingerprint"] or made.get("addresses") != identity["addresses"]:
+            raise MemoryFileError(
+                f"{path} was made with the model {made.get('name')} ({made.get('architecture')}, "
+                f"{made.get('fingerprint')}), not with {identity['name']} ({identity['fingerprint']})"
+            )
+        try:
+            memory = cls(RecollectionConfig(**header["config"]), dim, embeddings, identity)
+            for name in ("names", "lengths", "touched", "surprises", "addresses"):
+                own = getattr(memory, name)
+                if own.shape != tensors[name].shape:
+                    raise ValueError(f"{name} has shape {list(tensors[name].shape)}")
+                own.copy_(tensors[name])
+            if memory.content.weights.shape != tensors["weights"].shape:
+                raise ValueError(f"weights have shape {list(tensors['weights'].shape)}")
+            memory.content.weights = tensors["weights"].float()
+            memory.counts.update({key: int(header["counts"][key]) for key in memory.counts})
+        except (KeyError, TypeError, ValueError) as error:
+            raise MemoryFileError(f"{path} is damaged: {error}") from error
+        return memory
+
+    def _surprise(self, address: Tensor, ids: list[int], batch: dict[tuple[int, ...], int]) -> Tensor:
+        """1 for every token of a text that the memory knows nothing of; the error of what it says where it does."""
+        if tuple(ids) in batch:
+            return torch.zeros(len(ids))
+        unknown = torch.ones(len(ids))
+        pending = set(batch.values())
+        for slot, cosine in self.find(address, 3):
+            if cosine < self.config.known or int(self.names[slot]) in pending or int(self.lengths[slot]) != len(ids):
+                continue
+            said = self.read(slot).ids
+            wrong = torch.tensor([float(a != b) for a, b in zip(said, ids, strict=True)])
+            error = self.content.surprise(int(self.names[slot]), ids, self.strength)
+            # A token that reads right is known, whatever the noise beside it.
+            unknown = torch.minimum(unknown, torch.where(wrong > 0, torch.ones(()), 0.5 * error.clamp(max=0.9)))
+        return unknown
+
+    def _free_slot(self) -> int:
+        free = (self.names < 0).nonzero()[:, 0]
+        if len(free):
+            return int(free[0])
+        slot = int(self.touched.argmin())
+        # Its content is left to fade under later writes: erasing it here would wear down everything else.
+        self._clear(slot)
+        self.counts["evicted"] += 1
+        return slot
+
+    def _clear(self, slot: int) -> None:
+        self.addresses[slot], self.names[slot] = 0.0, -1
+        self.lengths[slot], self.touched[slot], self.surprises[slot] = 0, 0, 0.0
+
+
+def load_header(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A memory file's tensors and header, whatever model it belongs to."""
+    tensors, header = load_tensors(path)
+    if header.get("format") != FORMAT or not isinstance(header.get("model"), dict):
+        raise MemoryFileError(f"not a memory file: {path}")
+    if header.get("version") != VERSION:
+        raise MemoryFileError(f"{path} has format version {header.get('version')}; this program reads {VERSION}")
+    return tensors, header
