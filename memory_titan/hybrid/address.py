@@ -1,6 +1,6 @@
 """Where a sentence is kept and how a question finds it: an address out of the frozen model's hidden states.
 
-    address = [ normalise( sum_t idf(token_t) * normalise(Z_l (h_t^l - mean_l)) ) for a shallow, a middle, a deeper layer l ]
+    address = [ normalise( sum_t idf(token_t) * normalise(Z_l (h_t^l - mean_l)) ) for three layers l ]
 
 The hidden states are whitened by statistics of ordinary text (Z_l = (C_l + lambda)^(-1/2)), so that what every sentence
 has in common does not count; tokens count by how rare they are in ordinary text. Of 60 facts and 302 ordinary

@@ -3,9 +3,9 @@
     user       <question>
     assistant  I remember: [soft prompts] So the answer is: ...
 
-Three such exchanges go before it, so that a small model sees what is wanted. While it speaks, the memory has a vote: the
-tokens that continue what was recalled get a bonus, which keeps names and codes to the letter and leaves the choice to
-the model (on 60 development facts 59 right answers with the bonus, 56 without, 44 with the fact in the system turn).
+Three such exchanges go before it, so that a small model sees what is wanted. While it speaks, the memory has a vote:
+the tokens that continue what was recalled get a bonus, which keeps names and codes to the letter and leaves the choice
+to the model (on 60 development facts 59 right answers with the bonus, 56 without, 44 with the fact in the system turn).
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ Each position of each slot has a sparse random key: K of F features, by a hash. 
 of width d. Writing is the neural memory's own delta rule (`memory/neural/chunk.py`, depth 1), reading a matrix product
 and the nearest code. Keys that share almost nothing are the capacity: after N writes to F features, what was written
 stands against noise of power N/F, and a code of width d is found among V as long as that is under about d / (4 ln V),
-6 for d = 256 and V = 49,152. Every write therefore takes the step 1 / (1 + N/F): with a full step, new content erases the
-old (its trace fades as exp(-N/F)); with this one, all that is held keeps the same strength. Measured at F = 16,384,
+6 for d = 256 and V = 49,152. Every write therefore takes the step 1 / (1 + N/F): with a full step, new content erases
+the old (its trace fades as exp(-N/F)); with this one, all that is held keeps the same strength. Measured at F = 16,384,
 d = 256: 2,048 sentences of 22 tokens come back to the letter, against the last few hundred at full step.
 """
 

