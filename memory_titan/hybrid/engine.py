@@ -144,7 +144,7 @@ class HybridEngine:
         """Read sentences as they come, in constant space; yields after each has been written."""
         pieces = (piece for sentence in stream for piece in self._fit(sentence))
         while batch := list(islice(pieces, _BATCH)):
-            ids = [self._ids(text) for text in batch]
+            ids = [self.encode(text) for text in batch]
             surprises = self.memory.write(self.addresser(ids), ids)
             for text, tokens, surprise in zip(batch, ids, surprises, strict=True):
                 words = [self.frozen.tokenizer.decode([token]) for token in tokens]
@@ -192,7 +192,7 @@ class HybridEngine:
     @torch.no_grad()
     def model_surprise(self, text: str) -> tuple[list[str], Tensor]:
         """How the bare model takes a text: its tokens, and -log p of each given those before, in nats."""
-        ids = self._ids(text)
+        ids = self.encode(text)
         (scores,) = self.frozen.log_likelihood([[self.frozen.first_token]], [ids])
         return [self.frozen.tokenizer.decode([token]) for token in ids], -scores
 
@@ -209,7 +209,7 @@ class HybridEngine:
         self.memory.save(target)
 
     def _recall(self, question: str, count: int) -> list[tuple[Recollection, Recalled]]:
-        address = self.addresser([self._ids(question)])[0]
+        address = self.addresser([self.encode(question)])[0]
         near = self.memory.find(address, count)
         read = [self.memory.read(slot) for slot, _ in near]
         weights = weigh(self.frozen, question, [each.ids for each in read])
@@ -219,7 +219,8 @@ class HybridEngine:
         ]
         return sorted(found, key=lambda pair: -pair[0].evidence)
 
-    def _ids(self, text: str) -> list[int]:
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text as the memory keeps it, in mid-speech: with a space in front."""
         return self.frozen.encode(f" {text}")
 
     def _fit(self, sentence: str) -> Iterator[str]:
@@ -228,10 +229,10 @@ class HybridEngine:
         words = sentence.split()
         while words:
             count = len(words)
-            while count > 1 and len(self._ids(" ".join(words[:count]))) > longest:
-                count = min(count - 1, max(1, count * longest // len(self._ids(" ".join(words[:count])))))
+            while count > 1 and len(self.encode(" ".join(words[:count]))) > longest:
+                count = min(count - 1, max(1, count * longest // len(self.encode(" ".join(words[:count])))))
             piece = " ".join(words[:count])
-            if len(self._ids(piece)) > longest:  # one endless word
+            if len(self.encode(piece)) > longest:  # one endless word
                 half = len(piece) // 2
                 words[:1] = [piece[:half], piece[half:]]
                 continue
