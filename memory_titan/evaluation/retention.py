@@ -21,7 +21,7 @@ from memory_titan.hybrid.engine import CANDIDATES, HybridEngine
 from memory_titan.hybrid.frozen import FrozenModel
 from memory_titan.hybrid.sentences import sentences
 
-MARKS = (0, 125, 250, 500, 1000, 1500, 2000, 3000, 4000, 6000)
+MARKS = (0, 250, 500, 1000, 1500, 1900, 2100, 3000, 5000)
 
 
 @dataclass

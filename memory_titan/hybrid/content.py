@@ -1,12 +1,14 @@
 """What was said, in fast weights: a matrix memory from (slot, position) to tokens.
 
-Each position of each slot has a sparse random key: K of F features, by a hash. Each token has a random code of signs
-of width d. Writing is the neural memory's own delta rule (`memory/neural/chunk.py`, depth 1), reading a matrix product
-and the nearest code. Keys that share almost nothing are the capacity: after N writes to F features, what was written
-stands against noise of power N/F, and a code of width d is found among V as long as that is under about d / (4 ln V),
-6 for d = 256 and V = 49,152. Every write therefore takes the step 1 / (1 + N/F): with a full step, new content erases
-the old (its trace fades as exp(-N/F)); with this one, all that is held keeps the same strength. Measured at F = 16,384,
-d = 256: 2,048 sentences of 22 tokens come back to the letter, against the last few hundred at full step.
+Each position of each slot has a sparse random key: K of F features, by a hash. Each token has a random code of signs of
+width d, and each place turns the signs its own way, so that the traces of frequent tokens do not add up. Writing is the
+neural memory's own delta rule (`memory/neural/chunk.py`, depth 1), reading a matrix product and the nearest code.
+
+Keys that share almost nothing are the capacity: after N writes to F features, what was written stands against noise of
+power N/F, and a code of width d is found among V as long as that is under about d / (4 ln V), 6 for d = 256 and
+V = 49,152. Every write therefore takes the step 1 / (1 + N/F): with a full step, new content erases the old (its trace
+fades as exp(-N/F)); with this one, all that is held keeps the same strength. Measured at F = 16,384, d = 256: 2,048
+sentences come back to the letter, against the last few hundred at full step (`docs/log.md`).
 """
 
 from __future__ import annotations
@@ -59,7 +61,8 @@ class Content:
         """Write each text under its slot's name. step: 0 to 1."""
         keys = torch.cat([self._keys(name, len(ids)) for name, ids in zip(names, tokens, strict=True)])
         values = self.codes[torch.tensor([token for ids in tokens for token in ids], dtype=torch.long)]
-        self._update(keys, values, step)
+        signs = torch.cat([self._signs(name, len(ids)) for name, ids in zip(names, tokens, strict=True)])
+        self._update(keys, signs * values, step)
 
     def erase(self, names: list[int], lengths: list[int]) -> None:
         """Write silence, at full step: what is read at these slots is then zero."""
@@ -82,7 +85,7 @@ class Content:
         return Recalled(ids[:, 0].tolist(), soft, float(clarity))
 
     def _read(self, name: int, length: int) -> Tensor:
-        return self._keys(name, length) @ self.weights
+        return self._signs(name, length) * (self._keys(name, length) @ self.weights)
 
     def _update(self, keys: Tensor, values: Tensor, step: float) -> None:
         gates = torch.zeros(1, 1, len(keys))
@@ -99,12 +102,21 @@ class Content:
         chosen = torch.from_numpy((_hash(places) % np.uint64(self.features)).astype(np.int64)).view(length, _ACTIVE)
         return torch.zeros(length, self.features).scatter_(1, chosen, _HEIGHT)
 
+    def _signs(self, name: int, length: int) -> Tensor:
+        """`[length, width]`, +-1: each place's own, so that a frequent token's traces do not add up to a habit."""
+        return _random_signs((1 << 62) + (name << 20), length, self.width)
+
 
 def _token_codes(vocabulary: int, width: int) -> Tensor:
-    """`[vocabulary, width]`, +-1/sqrt(width): the bits of a hash, the same on every machine and in every version."""
-    words = _hash(np.arange(vocabulary * (width // 64), dtype=np.uint64) + np.uint64(1 << 63))
-    bits = np.unpackbits(words.astype("<u8").view(np.uint8)).reshape(vocabulary, width)
-    return (torch.from_numpy(bits).float() * 2 - 1) / width**0.5
+    """`[vocabulary, width]`, +-1/sqrt(width)."""
+    return _random_signs(1 << 63, vocabulary, width) / width**0.5
+
+
+def _random_signs(start: int, rows: int, width: int) -> Tensor:
+    """`[rows, width]`, +-1: the bits of a hash, the same on every machine and in every version."""
+    words = _hash(np.arange(rows * (width // 64), dtype=np.uint64) + np.uint64(start))
+    bits = np.unpackbits(words.astype("<u8").view(np.uint8)).reshape(rows, width)
+    return torch.from_numpy(bits).float() * 2 - 1
 
 
 def _hash(x: np.ndarray) -> np.ndarray:
