@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import wraps
 from pathlib import Path
 from typing import Any, NoReturn
@@ -45,6 +45,9 @@ def _plainly(command: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any, **options: Any) -> Any:
         try:
             return command(*args, **options)
+        except KeyboardInterrupt:
+            click.echo("interrupted; nothing was written", err=True)
+            raise SystemExit(130) from None
         except (ValueError, OSError) as error:  # MemoryFileError, ModelError and TextError are ValueErrors
             _refuse(error)
 
@@ -62,7 +65,7 @@ _MEMORY = click.option(
     "--memory",
     "path",
     required=True,
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=click.Path(path_type=Path),
     metavar="FILE",
     help="The memory file.",
 )
@@ -105,6 +108,7 @@ def remember(text: Path, path: Path, model: str, slots: int | None, quiet: bool)
     if not path.parent.is_dir():
         raise _Refusal(f"no such folder: {path.parent}")
     if path.exists():
+        _must_exist(path)
         load_header(path)
         if slots is not None:
             raise _Refusal(f"{path} exists; --slots is for a new memory")
@@ -114,6 +118,7 @@ def remember(text: Path, path: Path, model: str, slots: int | None, quiet: bool)
     progress = Progress(
         TextColumn("reading"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[count]} sentences"),
         TimeRemainingColumn(), console=console, transient=True,
+        disable=not console.is_terminal,
     )  # fmt: skip
     count = written = saved = 0
     try:
@@ -151,7 +156,7 @@ def remember(text: Path, path: Path, model: str, slots: int | None, quiet: bool)
 @_MODEL
 @click.option("--explain", is_flag=True, help="Show what was recalled, how familiar the question was, and why.")
 @click.option("--no-memory", is_flag=True, help="Answer as the bare model, for comparison.")
-@click.option("--threshold", type=float, help="Evidence in nats from which the memory speaks.  [default: 11]")
+@click.option("--threshold", type=float, help="Evidence in nats from which the memory speaks.  [default: 10]")
 @click.option("--max-tokens", type=click.IntRange(1, 4096), default=64, show_default=True, help="Longest answer.")
 @_JSON
 @_plainly
@@ -195,7 +200,7 @@ def ask(
 
 
 @main.command()
-@click.argument("path", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("path", metavar="FILE", type=click.Path(path_type=Path))
 @_JSON
 @_plainly
 def inspect(path: Path, as_json: bool) -> None:
@@ -343,10 +348,11 @@ def evaluate_retention_command(text: Path | None, plot: Path | None, asked: int,
     console = Console(stderr=True)
 
     def show(mark: Mark) -> None:
+        answered = "-" if mark.answered is None else f"{mark.answered:.0%}"
         console.print(
-            f"{mark.read:6} read: {mark.to_the_letter:.0%} to the letter, {mark.found:.0%} found, "
-            f"{mark.answered:.0%} answered, load {mark.load:.2f}, {mark.milliseconds_per_sentence:.0f} ms a sentence, "
-            f"{mark.file_bytes:,} bytes", highlight=False,
+            f"{mark.read:6} read: {mark.to_the_letter:.0%} to the letter, {mark.found:.0%} found, {answered} answered, "
+            f"load {mark.load:.2f}, {mark.milliseconds_per_sentence:.0f} ms a sentence, {mark.file_bytes:,} bytes",
+            highlight=False, soft_wrap=True,
         )  # fmt: skip
 
     marks = evaluate_retention(load_frozen(model), load_recall_data("dev").items, pieces, asked=asked, on_mark=show)
@@ -362,19 +368,24 @@ def _engine(model: str, path: Path, config: Any = None, quiet: bool = False) -> 
 
     console = Console(stderr=True, quiet=quiet)
     first = model == DEFAULT_MODEL and not (cache_folder() / "smollm2-135m-instruct").exists()
-    with console.status("converting the model, once" if first else "loading the model"):
+    # Without a terminal a status line would be a blank one.
+    waiting = console.status("converting the model, once" if first else "loading the model")
+    with waiting if console.is_terminal else nullcontext():
         return HybridEngine.from_pretrained(model, memory=path, config=config)
 
 
 def _must_exist(path: Path) -> None:
     if not path.exists():
         raise _Refusal(f"no such memory file: {path}")
+    if path.is_dir():
+        raise _Refusal(f"{path} is a folder, not a memory file")
 
 
 @contextmanager
 def _steps(total: int) -> Iterator[Callable[[str], None]]:
+    console = Console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("reading", total=total)
         yield lambda label: progress.update(task, advance=1, description=label)
 

@@ -31,7 +31,7 @@ class Mark:
     read: int
     to_the_letter: float
     found: float
-    answered: float
+    answered: float | None  # None: nobody asked
     load: float
     milliseconds_per_sentence: float
     file_bytes: int
@@ -79,7 +79,13 @@ def evaluate_retention(
             engine.save(path)
             size = path.stat().st_size
         result = Mark(
-            done, letter, found / len(items), right / max(1, min(asked, len(items))), engine.memory.load, pace, size
+            done,
+            letter,
+            found / len(items),
+            right / len(items[:asked]) if asked else None,
+            engine.memory.load,
+            pace,
+            size,
         )
         results.append(result)
         on_mark(result)
@@ -102,7 +108,8 @@ def plot_retention(marks: list[Mark], path: Path, slots: int) -> None:
     read = [mark.read for mark in marks]
     upper.plot(read, [mark.to_the_letter for mark in marks], "o-", label="comes back to the letter")
     upper.plot(read, [mark.found for mark in marks], "s--", label="found by its question (first eight)")
-    upper.plot(read, [mark.answered for mark in marks], "^:", label="answered right")
+    if all(mark.answered is not None for mark in marks):
+        upper.plot(read, [mark.answered for mark in marks], "^:", label="answered right")
     upper.axvline(slots, color="grey", linewidth=0.8)
     upper.text(slots, 1.03, " slots full", color="grey", fontsize=8)
     upper.set(ylim=(-0.03, 1.1), ylabel="share of the first facts")

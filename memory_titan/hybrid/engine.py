@@ -25,9 +25,10 @@ from memory_titan.hybrid.frozen import DEFAULT_MODEL, FrozenModel, load_frozen
 from memory_titan.hybrid.memory import RecollectionConfig, RecollectionMemory
 from memory_titan.hybrid.sentences import sentences
 
-THRESHOLD = 11.0  # nats of evidence from which the memory speaks; general questions stay under 10, facts over 12
+THRESHOLD = 10.0  # nats of evidence from which the memory speaks (docs/log.md: general questions end at 8.7)
 CANDIDATES = 8  # recollections that are read and weighed a question
 _NEAR, _FAR = 3.0, 2  # a second recollection goes along if its evidence is within 3 nats of the first's; 2 at most
+_FAMILIAR, _LIKELY = 0.28, 8.0  # to count as about some words: cosine, and nats
 _BATCH = 16  # sentences that go through the model together
 
 
@@ -175,7 +176,10 @@ class HybridEngine:
         return Answer(text, True, [recollection for recollection, _ in used], considered)
 
     def find(self, words: str, most: int = 32) -> list[Recollection]:
-        """What is held about some words: every recollection that makes them likelier by enough, best first.
+        """What is held about some words, to be shown or forgotten: sure of each rather than complete.
+
+        Short phrases are made likelier by all sorts of sentences, so evidence alone is not enough here: a recollection
+        must be familiar too, and not far behind the best. Where none is, one may stand out by evidence alone.
 
         Raises:
             ValueError: there are no words.
@@ -183,7 +187,15 @@ class HybridEngine:
         words = " ".join(words.split())
         if not words:
             raise ValueError("nothing was named")
-        return [each for each, _ in self._recall(words, most) if each.evidence >= self.threshold]
+        found = [each for each, _ in self._recall(words, most)]
+        floor = max(_FAMILIAR, 0.6 * max((each.familiarity for each in found), default=0.0))
+        sure = [each for each in found if each.familiarity >= floor and each.evidence >= _LIKELY]
+        if sure:
+            return [each for each in sure if each.evidence >= 0.5 * sure[0].evidence]
+        best, second = ([*found, None, None])[:2]
+        lead = best.evidence - second.evidence if best and second else _LIKELY
+        most_familiar = best is not None and all(each.familiarity <= best.familiarity for each in found)
+        return [best] if best and most_familiar and best.evidence >= self.threshold and lead >= _LIKELY else []
 
     def forget(self, recollections: Iterable[Recollection]) -> None:
         """Erase from the weights what `find` or `recall` returned."""
@@ -232,7 +244,7 @@ class HybridEngine:
             while count > 1 and len(self.encode(" ".join(words[:count]))) > longest:
                 count = min(count - 1, max(1, count * longest // len(self.encode(" ".join(words[:count])))))
             piece = " ".join(words[:count])
-            if len(self.encode(piece)) > longest:  # one endless word
+            if len(self.encode(piece)) > longest and len(piece) > 1:  # one endless word
                 half = len(piece) // 2
                 words[:1] = [piece[:half], piece[half:]]
                 continue

@@ -1,20 +1,27 @@
 """Does a recollection bear on a question? The frozen model says: by how much does each make the other less surprising.
 
     evidence = log p(question | recollection) - log p(question)
+             - 1/2 (the same for sentences that have nothing to do with it, on average)
              + 1/4 (log p(recollection | question) - log p(recollection))          in nats
 
-Both halves estimate the same pointwise mutual information; the second, dearer one is asked only of the best few. It
-ranks what the addresses found, and it is the gate: under the threshold the memory stays silent, and the prompt is the
-bare model's own.
+The first and the last estimate the same pointwise mutual information; the dearer last is asked only of the best few.
+The middle takes off what any sentence would do for the question ("How are you today?" is likelier after whatever is
+said). Evidence ranks what the addresses found, and it is the gate: under the threshold the memory stays silent, and the
+prompt is the bare model's own.
 """
 
 from __future__ import annotations
 
 from memory_titan.hybrid.frozen import FrozenModel
 
-_BACKWARD = 0.25  # weight of the second half
-_BEST = 3  # recollections for which it is asked
+_BACKWARD, _CONTROL = 0.25, 0.5  # weights of the last part and of the middle
+_BEST = 3  # recollections of which the last part is asked
 _NOTHING = "Hello."  # a question that says nothing, to compare with
+_UNRELATED = (
+    "The report was printed on both sides.",
+    "A cold wind blew over the empty square.",
+    "Most of the visitors arrived by bicycle.",
+)
 
 
 def weigh(frozen: FrozenModel, question: str, recollections: list[list[int]]) -> list[float]:
@@ -26,12 +33,11 @@ def weigh(frozen: FrozenModel, question: str, recollections: list[list[int]]) ->
         return []
     opening, closing = frozen.user_turn
     newline, asked = frozen.encode("\n"), [*frozen.encode(question), *closing]
-    forward = frozen.log_likelihood(
-        [[*opening, *ids, *newline] for ids in recollections] + [opening],
-        [asked] * (len(recollections) + 1),
-    )
-    alone = float(forward.pop().sum())
-    scores = [float(each.sum()) - alone for each in forward]
+    controls = [frozen.encode(f" {text}") for text in _UNRELATED]
+    contexts = [[*opening, *ids, *newline] for ids in [*recollections, *controls]] + [opening]
+    *forward, alone = [float(each.sum()) for each in frozen.log_likelihood(contexts, [asked] * len(contexts))]
+    control = sum(forward[len(recollections) :]) / len(controls) - alone
+    scores = [each - alone - _CONTROL * control for each in forward[: len(recollections)]]
     best = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)[:_BEST]
     texts = [recollections[index] for index in best]
     unasked = [*opening, *frozen.encode(_NOTHING), *closing]

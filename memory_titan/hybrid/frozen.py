@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 DEFAULT_MODEL = "smollm2"
@@ -151,10 +152,19 @@ class FrozenModel:
         ).last_hidden_state
         # Only the positions that predict a target go through the vocabulary's matrix, the dearest of all.
         wanted = [hidden[row, len(c) - 1 : len(c) + len(t) - 1] for row, (c, t) in enumerate(pairs)]
-        scores = torch.log_softmax(self.model.get_output_embeddings()(torch.cat(wanted)).float(), -1)
+        scores = torch.log_softmax(self._logits(torch.cat(wanted)).float(), -1)
         chosen = torch.tensor([token for _, target in pairs for token in target], device=self.device)
         picked = scores.gather(1, chosen[:, None])[:, 0].cpu()
         return list(picked.split([len(target) for _, target in pairs]))
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """What the model's head makes of hidden states, with the scales and caps that some models put behind it."""
+        config = self.model.config.get_text_config()
+        logits = self.model.get_output_embeddings()(hidden)
+        logits = logits * (getattr(config, "logit_scale", None) or 1.0)  # Cohere
+        logits = logits / (getattr(config, "logits_scaling", None) or 1.0)  # Granite
+        cap = getattr(config, "final_logit_softcapping", None)  # Gemma
+        return torch.tanh(logits / cap) * cap if cap else logits
 
 
 def load_frozen(name: str = DEFAULT_MODEL, device: str = "auto") -> FrozenModel:
@@ -176,7 +186,7 @@ def load_frozen(name: str = DEFAULT_MODEL, device: str = "auto") -> FrozenModel:
         try:
             tokenizer = AutoTokenizer.from_pretrained(place)
             model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
-        except (OSError, ValueError, KeyError, ImportError) as error:
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ModelError(f"cannot load a causal language model from {name!r}: {reason}") from error
     target = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
@@ -185,12 +195,11 @@ def load_frozen(name: str = DEFAULT_MODEL, device: str = "auto") -> FrozenModel:
 
 
 def _identity(name: str, model: Any) -> dict[str, Any]:
-    """Two models with the same fingerprint have the same embeddings and the same middle layer."""
+    """What a memory file records; the fingerprint is of some rows of every parameter."""
     digest = hashlib.sha256()
-    named = [(n, p) for n, p in model.named_parameters() if p.dim() == 2]
-    for chosen in (named[0], named[len(named) // 2], named[-1]):
-        rows = chosen[1].detach()[:: max(1, len(chosen[1]) // 64)].float().cpu().contiguous()
-        digest.update(chosen[0].encode() + rows.numpy().tobytes())
+    for parameter_name, parameter in model.named_parameters():
+        rows = parameter.detach()[:: max(1, len(parameter) // 8)].float().cpu().contiguous()
+        digest.update(parameter_name.encode() + rows.numpy().tobytes())
     config = model.config.get_text_config()
     return {
         "name": name if name == DEFAULT_MODEL else Path(name).name,

@@ -90,10 +90,11 @@ class RecollectionMemory:
         for address, ids in zip(addresses, tokens, strict=True):
             self.counts["time"] += 1
             self.counts["texts"] += 1
-            surprise = self._surprise(address, ids, dict(zip(map(tuple, fresh), names, strict=True)))
+            surprise, known = self._surprise(address, ids, dict(zip(names, fresh, strict=True)))
             surprises.append(surprise)
-            if surprise.max() < 0.5:
+            if known is not None:
                 self.counts["known"] += 1
+                self.touched[known] = self.counts["time"]
                 continue
             slot = self._free_slot()
             self.addresses[slot], self.names[slot] = address, self.counts["written"]
@@ -164,35 +165,50 @@ class RecollectionMemory:
                 f"{made.get('fingerprint')}), not with {identity['name']} ({identity['fingerprint']})"
             )
         try:
-            memory = cls(RecollectionConfig(**header["config"]), dim, embeddings, identity)
+            config = RecollectionConfig(**header["config"])
+            if (config.slots, config.features) != (len(tensors["names"]), len(tensors["weights"])):
+                # Before anything of that size is made. A tensor that does not fit is named below.
+                _check_shape("names", tensors["names"], [config.slots])
+                _check_shape("weights", tensors["weights"], [config.features, config.width])
+            memory = cls(config, dim, embeddings, identity)
             for name in ("names", "lengths", "touched", "surprises", "addresses"):
                 own = getattr(memory, name)
-                if own.shape != tensors[name].shape:
-                    raise ValueError(f"{name} has shape {list(tensors[name].shape)}")
+                _check_shape(name, tensors[name], list(own.shape))
                 own.copy_(tensors[name])
-            if memory.content.weights.shape != tensors["weights"].shape:
-                raise ValueError(f"weights have shape {list(tensors['weights'].shape)}")
+            _check_shape("weights", tensors["weights"], list(memory.content.weights.shape))
+            for name in ("addresses", "weights", "surprises"):
+                if not tensors[name].isfinite().all():
+                    raise ValueError(f"{name} holds numbers that are none")
+            if not ((memory.lengths >= 0) & (memory.lengths <= max(1, config.longest) * 4)).all():
+                raise ValueError("lengths out of range")
             memory.content.weights = tensors["weights"].float()
             memory.counts.update({key: int(header["counts"][key]) for key in memory.counts})
         except (KeyError, TypeError, ValueError) as error:
             raise MemoryFileError(f"{path} is damaged: {error}") from error
         return memory
 
-    def _surprise(self, address: Tensor, ids: list[int], batch: dict[tuple[int, ...], int]) -> Tensor:
-        """1 for every token of a text that the memory knows nothing of; the error of what it says where it does."""
-        if tuple(ids) in batch:
-            return torch.zeros(len(ids))
-        unknown = torch.ones(len(ids))
-        pending = set(batch.values())
+    def _surprise(self, address: Tensor, ids: list[int], pending: dict[int, list[int]]) -> tuple[Tensor, int | None]:
+        """Surprise of each token, and the slot that says all of them already, if one does.
+
+        1 for every token of a text that the memory knows nothing of; the error of what it says where it does.
+        `pending`: what is addressed but not yet in the weights, by name.
+        """
+        surprise = torch.ones(len(ids))
         for slot, cosine in self.find(address, 3):
-            if cosine < self.config.known or int(self.names[slot]) in pending or int(self.lengths[slot]) != len(ids):
+            name = int(self.names[slot])
+            if cosine < self.config.known or int(self.lengths[slot]) != len(ids):
                 continue
-            said = self.read(slot).ids
-            wrong = torch.tensor([float(a != b) for a, b in zip(said, ids, strict=True)])
-            error = self.content.surprise(int(self.names[slot]), ids, self.strength)
+            said = pending[name] if name in pending else self.read(slot).ids
+            if name in pending:
+                error = torch.zeros(len(ids))
+            else:
+                error = self.content.surprise(name, ids, self.strength)
+            right = torch.tensor(said) == torch.tensor(ids)
             # A token that reads right is known, whatever the noise beside it.
-            unknown = torch.minimum(unknown, torch.where(wrong > 0, torch.ones(()), 0.5 * error.clamp(max=0.9)))
-        return unknown
+            surprise = torch.minimum(surprise, torch.where(right, 0.5 * error.clamp(max=0.9), 1.0))
+            if right.all():
+                return surprise, slot
+        return surprise, None
 
     def _free_slot(self) -> int:
         free = (self.names < 0).nonzero()[:, 0]
@@ -207,6 +223,11 @@ class RecollectionMemory:
     def _clear(self, slot: int) -> None:
         self.addresses[slot], self.names[slot] = 0.0, -1
         self.lengths[slot], self.touched[slot], self.surprises[slot] = 0, 0, 0.0
+
+
+def _check_shape(name: str, tensor: Tensor, expected: list[int]) -> None:
+    if list(tensor.shape) != expected:
+        raise ValueError(f"{name} has shape {list(tensor.shape)}, not {expected}")
 
 
 def load_header(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:

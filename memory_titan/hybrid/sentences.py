@@ -10,6 +10,7 @@ from pathlib import Path
 import sentencex
 
 _LONGEST = 20_000  # characters of one paragraph held at once
+_NUMBER = re.compile(r"\(?\d{1,3}[.)]")
 _ITEM = re.compile(r"\s*(?:[-*+•>#|]|\d+[.)])\s")
 
 
@@ -54,10 +55,15 @@ def sentences(text: str | Iterable[str], language: str = "en") -> Iterator[str]:
     A blank line, a list item and a short line without a full stop end a sentence; other line breaks do not.
     """
     for paragraph in _paragraphs([text] if isinstance(text, str) else text):
+        number = ""
         for sentence in sentencex.segment(language, paragraph):
-            plain = " ".join(sentence.split())
-            if re.search(r"\w", plain):
+            plain = " ".join(f"{number} {sentence}".split())
+            # The segmenter takes the number of an item for a sentence.
+            number = plain if _NUMBER.fullmatch(plain) else ""
+            if not number and re.search(r"\w", plain):
                 yield plain
+        if number:
+            yield number
 
 
 def _paragraphs(pieces: Iterable[str]) -> Iterator[str]:
@@ -85,10 +91,20 @@ def _lines(pieces: Iterable[str]) -> Iterator[str]:
     rest = ""
     for piece in pieces:
         *whole, rest = (rest + piece).split("\n")
-        yield from whole
-        while len(rest) > _LONGEST:  # a file without line breaks
-            cut = rest.rfind(" ", 0, _LONGEST) + 1 or _LONGEST
-            yield rest[:cut]
-            rest = rest[cut:]
+        for line in whole:
+            *cut, line = _cut(line)
+            yield from cut
+            yield line
+        *cut, rest = _cut(rest)
+        yield from cut
     if rest:
         yield rest
+
+
+def _cut(line: str) -> Iterator[str]:
+    """A line in parts of at most `_LONGEST` characters, the last part last; between words where it can be."""
+    while len(line) > _LONGEST:
+        end = line.rfind(" ", 0, _LONGEST) + 1 or _LONGEST
+        yield line[:end]
+        line = line[end:]
+    yield line

@@ -47,7 +47,7 @@ def save_tensors(path: str | os.PathLike[str], tensors: dict[str, Tensor], heade
     os.close(descriptor)
     try:
         try:
-            save_file(plain, temporary, metadata={"header": json.dumps(header)})
+            save_file(plain, temporary, metadata={"header": _padded(json.dumps(header))})
         except SafetensorError as error:  # safetensors reports a full disk as its own kind of error
             raise OSError(f"could not write {path}: {error}") from error
         with open(temporary, "rb+") as file:
@@ -88,6 +88,11 @@ def flush_small(x: Tensor, floor: float = 1e-30) -> Tensor:
     A state that decays for long passes through the denormal numbers, on which CPUs are many times slower.
     """
     return torch.where(x.abs() < floor, 0.0, x)
+
+
+def _padded(text: str) -> str:
+    """With spaces up to a full kilobyte, so that a counter's digits do not change the size of the file."""
+    return text.ljust(-(-len(text) // 1024) * 1024)
 
 
 def _umask() -> int:

@@ -1,0 +1,1 @@
+"""The memory in use: what a person meets on the terminal."""
