@@ -316,7 +316,7 @@ def evaluate_recall_command(split: str, model: str, no_bare: bool, as_json: bool
     console = Console()
     table = Table(title=f"recall, {split}", show_header=False)
     for name, value in summary.items():
-        table.add_row(name.replace("_", " "), str(value))
+        table.add_row(name.replace("_", " "), "not asked" if value is None else str(value))
     console.print(table)
     for o in report.outcomes:
         if not o.right:

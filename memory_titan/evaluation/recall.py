@@ -59,7 +59,7 @@ class Outcome:
     failure: str  # "" | address | evidence | threshold | reading
     recalled: str
     evidence: float
-    without: str = ""
+    without: str | None = None  # the bare model's answer; None: not asked
     right_without: bool = False
 
 
@@ -79,7 +79,10 @@ class RecallReport:
         return sum(outcome.right for outcome in self.outcomes)
 
     @property
-    def right_without(self) -> int:
+    def right_without(self) -> int | None:
+        """None if the facts were not asked without memory."""
+        if any(outcome.without is None for outcome in self.outcomes):
+            return None
         return sum(outcome.right_without for outcome in self.outcomes)
 
     @property
