@@ -25,7 +25,7 @@ from memory_titan.hybrid.frozen import DEFAULT_MODEL, FrozenModel, load_frozen
 from memory_titan.hybrid.memory import RecollectionConfig, RecollectionMemory
 from memory_titan.hybrid.sentences import sentences
 
-THRESHOLD = 12.0  # nats of evidence from which the memory speaks: the middle of the gap on dev (docs/log.md)
+THRESHOLD = 11.0  # nats of evidence from which the memory speaks (docs/log.md)
 CANDIDATES = 8  # recollections that are read and weighed a question
 _NEAR, _FAR = 3.0, 2  # a second recollection goes along if its evidence is within 3 nats of the first's; 2 at most
 _FAMILIAR, _LIKELY = 0.28, 8.0  # to count as about some words: cosine, and nats

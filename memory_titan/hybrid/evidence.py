@@ -1,7 +1,7 @@
 """Does a recollection bear on a question? The frozen model says: by how much does each make the other less surprising.
 
     evidence = log p(question | recollection) - log p(question)
-             - 1/2 (the same for sentences that have nothing to do with it, on average)
+             - 1/2 (the same for sentences that have nothing to do with it, if they help)
              + 1/4 (log p(recollection | question) - log p(recollection))          in nats
 
 The first and the last estimate the same pointwise mutual information; the dearer last is asked only of the best few.
@@ -37,7 +37,7 @@ def weigh(frozen: FrozenModel, question: str, recollections: list[list[int]]) ->
     contexts = [[*opening, *ids, *newline] for ids in [*recollections, *controls]] + [opening]
     *forward, alone = [float(each.sum()) for each in frozen.log_likelihood(contexts, [asked] * len(contexts))]
     control = sum(forward[len(recollections) :]) / len(controls) - alone
-    scores = [each - alone - _CONTROL * control for each in forward[: len(recollections)]]
+    scores = [each - alone - _CONTROL * max(0.0, control) for each in forward[: len(recollections)]]
     best = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)[:_BEST]
     texts = [recollections[index] for index in best]
     unasked = [*opening, *frozen.encode(_NOTHING), *closing]
