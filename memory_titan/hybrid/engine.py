@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from memory_titan.hybrid.address import Addresser
@@ -201,7 +200,6 @@ class HybridEngine:
         """Erase from the weights what `find` or `recall` returned."""
         self.memory.forget(sorted({each.slot for each in recollections}))
 
-    @torch.no_grad()
     def model_surprise(self, text: str) -> tuple[list[str], Tensor]:
         """How the bare model takes a text: its tokens, and -log p of each given those before, in nats."""
         ids = self.encode(text)

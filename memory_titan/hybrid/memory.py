@@ -3,7 +3,7 @@
 write:  address -> a free slot (or the one longest untouched);   (slot, position) -> token, by the delta rule
 find:   address -> the nearest slots
 read:   slot -> tokens, out of the weights
-forget: slot -> silence written over its content, then freed
+forget: slot -> its keys projected out of the weights, then freed
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -80,14 +79,6 @@ def load_tensors(path: str | os.PathLike[str], device: str = "cpu") -> tuple[dic
     if not isinstance(header, dict):
         raise MemoryFileError(f"not a memory file: {path} (its header is no JSON object)")
     return tensors, header
-
-
-def flush_small(x: Tensor, floor: float = 1e-30) -> Tensor:
-    """`x` with magnitudes under `floor` set to zero.
-
-    A state that decays for long passes through the denormal numbers, on which CPUs are many times slower.
-    """
-    return torch.where(x.abs() < floor, 0.0, x)
 
 
 def _padded(text: str) -> str:

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memory_titan.memory import files
-from memory_titan.memory.files import MemoryFileError, flush_small, load_tensors, save_tensors
+from memory_titan.memory.files import MemoryFileError, load_tensors, save_tensors
+from memory_titan.memory.neural.rule import flush_small
 
 HEADER = {"format": "test", "sizes": [1, 2], "nested": {"name": "Zoë", "none": None}}
 

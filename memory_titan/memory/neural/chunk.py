@@ -22,8 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from memory_titan.memory.files import flush_small
-from memory_titan.memory.neural.rule import ACTIVATIONS, LOG_FLOOR, Activation, FastWeights, Rule
+from memory_titan.memory.neural.rule import ACTIVATIONS, LOG_FLOOR, Activation, FastWeights, Rule, flush_small
 
 
 def chunk_memory(

@@ -55,3 +55,11 @@ ACTIVATIONS: dict[str, tuple[Activation, Activation]] = {
     "gelu": (F.gelu, _gelu_grad),
     "relu": (F.relu, lambda x: (x > 0).to(x)),
 }
+
+
+def flush_small(x: Tensor, floor: float = 1e-30) -> Tensor:
+    """`x` with magnitudes under `floor` set to zero.
+
+    A state that decays for long passes through the denormal numbers, on which CPUs are many times slower.
+    """
+    return torch.where(x.abs() < floor, 0.0, x)
