@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from memory_titan.memory.neural.chunk import chunk_memory
-from memory_titan.memory.neural.rule import FastWeights
+from memory_titan.memory.neural.rule import FastWeights, Gates, Rule
 
 _ACTIVE = 16  # K, features of a key
 _HEIGHT = 8.0  # their value: |key|^2 = 1024 makes the rule's 1 / (1 + |h|^2) a full step, to a thousandth
@@ -96,12 +96,11 @@ class Content:
         return self._signs(name, length) * (self._keys(name, length) @ self.weights)
 
     def _update(self, keys: Tensor, values: Tensor, step: float) -> None:
-        gates = torch.zeros(1, 1, len(keys))
-        position = torch.zeros(1, dtype=torch.long)
-        state = FastWeights((self.weights[None, None],), (), (self.weights[None, None],), position)
-        _, _, state = chunk_memory(
-            None, keys[None, None], values[None, None], gates + step, gates, None, state, chunk_size=len(keys) + 1
-        )
+        none = torch.zeros(1, 1, len(keys))
+        rule = Rule(chunk_size=len(keys))  # one chunk, whose end forms the weights
+        state = FastWeights.start((self.weights[None, None],), False, rule)
+        gates = Gates(step=none + step, log_keep=none)
+        _, _, state = chunk_memory(None, keys[None, None], values[None, None], gates, state, rule)
         self.weights = state.weights[0][0, 0]
 
     def _keys(self, name: int, length: int) -> Tensor:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from memory_titan.hybrid.content import Content
 from memory_titan.memory.neural.naive import naive_memory
-from memory_titan.memory.neural.rule import FastWeights
+from memory_titan.memory.neural.rule import Gates, Rule
 
 VOCABULARY, HIDDEN = 500, 8
 
@@ -115,10 +115,9 @@ def test_writing_is_the_neural_memory_token_by_token(writes):
         said, step = texts(3, 5, seed=turn), 1 / (1 + turn)
         content.write([3 * turn, 3 * turn + 1, 3 * turn + 2], said, step)
         keys, values = (each[None, None] for each in content.last)
-        gates, keep = torch.full((1, 1, 15), step), torch.zeros(1, 1, 15)
-        start = FastWeights((expected[None, None],), (), (expected[None, None],), torch.zeros(1, dtype=torch.long))
-        _, _, state = naive_memory(None, keys, values, gates, keep, None, start, chunk_size=16)
-        expected = state.weights[0][0, 0]
+        gates = Gates(step=torch.full((1, 1, 15), step), log_keep=torch.zeros(1, 1, 15))
+        _, _, (weights,), _ = naive_memory(keys, keys, values, gates, [expected[None, None]], [], Rule())
+        expected = weights[0, 0]
         torch.testing.assert_close(content.weights, expected, rtol=1e-4, atol=1e-8)
 
 

@@ -80,7 +80,7 @@ def state_round_trip(memory, x: Tensor, path) -> None:
     loaded = type(state).load(path)
     for name, tensor in state.tensors().items():
         assert torch.equal(loaded.tensors()[name], tensor) and loaded.tensors()[name].dtype == tensor.dtype
-    same(memory(x, loaded)[0], memory(x, state)[0], 0.0)
+    same(memory(x, loaded)[0], memory(x, state)[0], 1e-12)  # strides, and so the order of sums, may differ
 
     order = torch.tensor([2, 0, 0])
     same(memory(x[order], state.reorder(order))[0], memory(x, state)[0][order])
@@ -105,7 +105,9 @@ def reading_changes_nothing(memory, x: Tensor, q: Tensor) -> None:
 def writing_alone_writes_the_same(memory, x: Tensor) -> None:
     state, surprise = memory.memorize(x)
     same_state(state, memory(x)[1])
-    assert surprise.shape[:2] == x.shape[:2] and (surprise >= 0).all()
+    for part in surprise:
+        assert part.shape[:2] == x.shape[:2] and part.isfinite().all()
+    assert (surprise.gradient >= 0).all() and (surprise.write >= 0).all()
 
 
 def gradients_are_true(memory, x: Tensor) -> None:
@@ -116,15 +118,16 @@ def gradients_are_true(memory, x: Tensor) -> None:
     floating = {
         n: t.detach().clone(memory_format=torch.contiguous_format).requires_grad_()
         for n, t in state.tensors().items()
-        if t.is_floating_point()
+        if t.is_floating_point() and t.numel()
     }
 
     def run(x, *rest):
         held = iter(rest[: len(floating)])
-        start = state.map(lambda t: next(held) if t.is_floating_point() else t)
+        start = state.detach().map(lambda t: next(held) if t.is_floating_point() and t.numel() else t)
         weights = dict(zip(names, rest[len(floating) :], strict=True))
         y, new = torch.func.functional_call(memory, weights, (x, start))
-        return y, *[t for t in new.tensors().values() if t.is_floating_point()]
+        # gradcheck counts only outputs with a gradient, and what a state begins a chunk with may be a constant
+        return y, *[t + 0 * y.sum() for t in new.tensors().values() if t.is_floating_point() and t.numel()]
 
     inputs = (x.detach().requires_grad_(), *floating.values(), *parameters)
     assert torch.autograd.gradcheck(run, inputs, fast_mode=True)

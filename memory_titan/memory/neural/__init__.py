@@ -1,1 +1,5 @@
-"""The deep neural memory: `naive.py` is its meaning, `chunk.py` the same thing fast, `layer.py` the module."""
+"""The neural memory: `naive.py` is its meaning, `chunk.py` the same thing fast, `layer.py` the module.
+
+Its four choices are one file each: `structure.py`, `bias.py`, `retention.py`, and for the algorithm `rule.py`,
+`orthogonal.py`, `mesa.py`. `presets.py` has the memories of the papers.
+"""

@@ -1,241 +1,337 @@
 """The neural memory a chunk at a time: `naive.py` exactly, with nothing of weight shape per token.
 
-Within a chunk, with gates multiplied up by one head's b_t = a_1 ... a_t and m_t = eta_1 ... eta_t,
+Within a chunk the weights at token t are those of its start plus a sum over its tokens so far (`coefficients.py`),
 
-    W_t = b_t W_0 + f_t S_0 - sum_{i<=t} G[t,i] x_i^T d_i          S_t = m_t S_0 - sum_{i<=t} (m_t/m_i) x_i^T d_i
-    G[t,i] = sum_{i<=j<=t} (b_t/b_j) (m_j/m_i)                     f_t = sum_{j<=t} (b_t/b_j) m_j
+    W_t = b_t W_0 + f_t S_0 - sum_{i<=t} G[t,i] x_i^T d_i
 
-for every layer, x_i being the layer's input at key i and d_i its delta (the loss's gradient at the layer's output,
-times the step). So a query needs only matrix products with W_0, S_0 and the chunk's own x and d (as linear attention
-has them). Deltas of the layers below the last come from the anchor by explicit backpropagation. The last layer's
-are exact: its features h do not depend on its own weights, so the errors of the chunk solve one triangular system,
+for every matrix, x_i being its input at key i and d_i its delta (the loss's gradient at the matrix's product). So a
+query needs only products with W_0, S_0 and the chunk's own x and d, as linear attention has them. Deltas come from
+the anchor by explicit backpropagation. Those of the last matrix are exact where `gradient="exact"`: its inputs h do
+not depend on its own weights, so the errors of the chunk solve one triangular system,
 
-    (I + N) E = R,    R_t = b_{t-1} h_t W_0 + f_{t-1} h_t S_0 - v_t,    N[t,i] = G[t-1,i] (h_t . h_i) theta'_i   (i < t)
+    (I + N) E = R,    R_t = b_{t-1} h_t W_0 + f_{t-1} h_t S_0 - v_t,
+    N[t,i] = G[t-1,i] (h_t . h_i) / (1 + |h_i|^2)   (i < t)
 
 which is DeltaNet's trick (arXiv 2406.06484) extended to momentum and decay.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from memory_titan.memory.neural.rule import ACTIVATIONS, LOG_FLOOR, Activation, FastWeights, Rule, flush_small
+from memory_titan.memory.neural.bias import bias_gradient, bias_loss
+from memory_titan.memory.neural.coefficients import Channel, Scalar
+from memory_titan.memory.neural.orthogonal import newton_schulz
+from memory_titan.memory.neural.retention import answering, at_boundary, size_factor
+from memory_titan.memory.neural.rule import FastWeights, Gates, Rule, Surprise, flush_small
+from memory_titan.memory.neural.spans import Spans, common_position
+
+Matrices = tuple[Tensor, ...]
 
 
 def chunk_memory(
     q: Tensor | None,
     k: Tensor,
     v: Tensor,
-    step: Tensor,
-    log_keep: Tensor,
-    log_momentum: Tensor | None,
+    gates: Gates,
     state: FastWeights,
+    rule: Rule,
     *,
-    chunk_size: int,
-    rule: Rule = "exact",
-    activation: str = "silu",
-    lower_step: float = 0.1,
+    initial: Matrices = (),
     valid: Tensor | None = None,
-) -> tuple[Tensor | None, Tensor, FastWeights]:
-    """Write `k -> v` and read `q`. Arguments, shapes and results are those of `naive_memory`."""
-    start, spans = _start_of_frame(state.position, valid), None
-    if start is None:
-        # Rows stand at different places of their chunks: lay each out from its own place on, so that the boundaries
-        # of all fall together. Slots without a token get no step and no decay, and change nothing.
-        start, spans = 0, _Spans.lay_out(state.position, valid, k.shape[2])
-        k, v, step, log_keep = (spans.gather(x) for x in (k, v, step, log_keep))
-        q, log_momentum = (None if x is None else spans.gather(x) for x in (q, log_momentum))
-    W, S, A = state.weights, state.momentum, state.anchor
-    outputs, surprises = [v[:, :, :0]], [step[:, :, :0]]
+    surprise: bool = False,
+) -> tuple[Tensor | None, Surprise | None, FastWeights]:
+    """Write `k -> v` and read `q`.
+
+    Args:
+        q: `[B, H, T, d]` queries, or None to write only.
+        k: `[B, H, T, d]` keys.
+        v: `[B, H, T, d_v]` values.
+        gates: see `Gates`.
+        state: where to go on; see `FastWeights.start`.
+        rule: see `Rule`.
+        initial: `[B, H, in, out]` a matrix, what `rule.reset_every` goes back to.
+        valid: `[B, T]`, bool; tokens that are False change nothing, and their outputs are 0.
+        surprise: report it.
+
+    Returns:
+        `(y, surprise, state)`: y `[B, H, T, d_v]` or None, what the memory answers to q_t after token t was
+        written (or, with `rule.read="chunk"`, at its chunk's start); surprise as asked for; the new state.
+    """
+    C = rule.anchor_every
+    position, spans = common_position(state.position, valid), None
+    place = state.position % C
+    if position is None:
+        # Lay each row out from its own place on, so that the boundaries of all fall together. Slots without a
+        # token get no step and no decay, and change nothing.
+        spans = Spans.lay_out(place, valid, k.shape[2])
+        k, v, gates = spans.gather(k), spans.gather(v), gates.map(spans.gather)
+        q = None if q is None else spans.gather(q)
     begin, length = 0, k.shape[2]
+    offset = 0 if position is None else position % C  # of the first slot in its chunk
+    chunks_before = state.position // C
+    outputs, reports = [v[:, :, :0]], [Surprise(*[gates.step[:, :, :0]] * 3)]
     while begin < length:
-        end = min(length, begin + chunk_size - (start + begin) % chunk_size)
+        end = min(length, begin + C - (offset + begin) % C)
         part = slice(begin, end)
-        gates = _Gates.multiply_up(
-            log_keep[:, :, part],
-            None if log_momentum is None else log_momentum[:, :, part],
-            None if spans is None else spans.present[:, None, part],
-        )
-        y, surprise, W, S = _segment(
+        frame = _Frame.at(state, rule, offset + begin, end - begin, spans, place)
+        y, report, state_open, written = _stretch(
             None if q is None else q[:, :, part],
             k[:, :, part],
             v[:, :, part],
-            step[:, :, part],
-            gates,
-            (W, S, A),
-            rule == "exact",
-            ACTIVATIONS[activation],
-            lower_step,
+            gates.map(lambda x: x[:, :, part]),  # noqa: B023
+            state,
+            rule,
+            frame,
+            surprise,
         )
-        if y is not None:
-            outputs.append(y)
-        surprises.append(surprise)
-        if (start + end) % chunk_size == 0:  # a boundary: the anchor moves up, in the rows that have come this far
-            W, S = tuple(map(flush_small, W)), tuple(map(flush_small, S))
-            reached = None if spans is None else (spans.ends >= end).view(-1, 1, 1, 1)
-            A = W if reached is None else tuple(torch.where(reached, w, a) for w, a in zip(W, A, strict=True))
+        outputs += [] if y is None else [y]
+        reports += [] if report is None else [report]
+        new = state_open
+        if (offset + end) % C == 0:
+            new = _close(state, written, rule)
+            if rule.reset_every:
+                chunks = chunks_before + (offset + end) // C
+                new = _reset(new, initial, chunks % (rule.reset_every // C) == 0)
+            if spans is not None:
+                new = _choose(spans.ends >= end, new, state_open)
+        # rows that ended in an earlier chunk stay as they are
+        state = new if spans is None else _choose(spans.ends > begin, new, state)
         begin = end
 
-    read, surprise = torch.cat(outputs, 2), torch.cat(surprises, 2)
-    position = (state.position + length) if spans is None else spans.ends
+    y = None if q is None else torch.cat(outputs, 2)
+    told = Surprise(*(torch.cat(x, 2) for x in zip(*reports, strict=True))) if surprise else None
+    after = state.position + k.shape[2]
     if spans is not None:
-        read, surprise = read if q is None else spans.scatter(read), spans.scatter(surprise)
-    return None if q is None else read, surprise, FastWeights(W, S, A, position % chunk_size)
+        after = state.position - place + spans.ends
+        y = None if y is None else spans.scatter(y)
+        told = None if told is None else Surprise(*map(spans.scatter, told))
+    return y, told, replace(state, position=after % rule.period)
 
 
-def _segment(
+def present_weights(state: FastWeights, rule: Rule) -> tuple[Matrices, Matrices]:
+    """What was accumulated, and the momentum, as they stand after the last token: `[B, H, in, out]` a matrix.
+
+    With Muon the open chunk is in the momentum only.
+    """
+    if not state.inputs or state.inputs[0].shape[2] == 0:
+        return state.weights, state.momentum
+    weights, momentum = [], []
+    channel = rule.retention == "channel"
+    columns = state.scale.split([w.shape[2] for w in state.weights], -1) if channel else ()
+    for i, W in enumerate(state.weights):
+        x, d = state.inputs[i], state.deltas[i]
+        scale = columns[i][..., None] if channel else state.scale[..., 0, None, None]
+        now = scale * W
+        if not rule.muon:
+            now = now - x.mT @ (state.coefficients[..., :1] * d)
+        if state.momentum:
+            S = state.momentum[i]
+            now = now if rule.muon else now + state.scale[..., 1, None, None] * S
+            momentum.append(state.scale[..., 2, None, None] * S - x.mT @ (state.coefficients[..., 1:] * d))
+        weights.append(now)
+    return tuple(weights), tuple(momentum)
+
+
+def read_memory(q: Tensor, state: FastWeights, rule: Rule) -> Tensor:
+    """What the memory answers to q as it stands. q: `[B, H, T, d]`; returns `[B, H, T, d_v]`."""
+    anchor = state.anchor or state.weights
+    if rule.read == "chunk":
+        weights = [answering(rule.retention, w, rule.q) for w in anchor]
+    else:
+        factors = [size_factor(rule.retention, a, rule.q) for a in anchor]
+        weights = [w if f is None else w * f for w, f in zip(present_weights(state, rule)[0], factors, strict=True)]
+    return rule.structure.forward(lambda i, x: x @ weights[i], q, len(weights))
+
+
+@dataclass
+class _Frame:
+    """Where a stretch lies in its chunk."""
+
+    old: int  # slots of the state's buffers that count
+    positions: Tensor  # [old + c] places of old and new slots in the chunk
+    present: Tensor | None  # [B, old + c], which slots hold a token; None: all
+
+    @classmethod
+    def at(cls, state: FastWeights, rule: Rule, begin: int, tokens: int, spans: Spans | None, place: Tensor) -> _Frame:
+        C, capacity = rule.anchor_every, state.coefficients.shape[2]
+        new = torch.arange(begin % C, begin % C + tokens, device=place.device)
+        if spans is None:
+            old = min(begin % C, capacity)  # none where the state keeps weights in place of tokens
+            return cls(old, torch.cat([new.new_zeros(0), torch.arange(old, device=place.device), new]), None)
+        old = capacity if begin < C else 0
+        slots = torch.arange(old, device=place.device)
+        present = torch.cat([slots < place[:, None], spans.present[:, begin : begin + tokens]], 1)
+        return cls(old, torch.cat([slots, new]), present)
+
+
+@dataclass
+class _Written:
+    """A stretch's tokens, behind those of its chunk that were there: what the state's next form is made of."""
+
+    inputs: list[Tensor]
+    deltas: list[Tensor]
+    coefficients: Scalar | Channel
+
+
+def _stretch(
     q: Tensor | None,
     k: Tensor,
     v: Tensor,
-    step: Tensor,
-    gates: _Gates,
-    start: tuple[tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...]],
-    exact: bool,
-    activation: tuple[Activation, Activation],
-    lower_step: float,
-) -> tuple[Tensor | None, Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """A chunk, or the part of one that this call holds: c tokens from the weights and momentum in `start`."""
-    W, S, A = start
-    act, act_grad = activation
+    gates: Gates,
+    state: FastWeights,
+    rule: Rule,
+    frame: _Frame,
+    surprise: bool,
+) -> tuple[Tensor | None, Surprise | None, FastWeights, _Written]:
+    """A chunk, or the part of one that this call holds. The state returned is that of a chunk left open."""
+    structure, count, old = rule.structure, len(state.weights), frame.old
+    anchor = state.anchor or state.weights
+    at = [answering(rule.retention, w, rule.q) for w in anchor]
+    factors = [size_factor(rule.retention, a, rule.q) for a in anchor]
+    kind = Channel if rule.retention == "channel" else Scalar
+    coefficients = kind.multiply_up(gates, state, old, frame.positions, rule, frame.present)
+    old_inputs, old_deltas = ([x[:, :, :old] for x in kept] for kept in (state.inputs, state.deltas))
 
-    # Keys forward through the anchor: x[l] is the input of layer l, z[l] its output before the activation.
-    x, z = [k], []
-    for a in A[:-1]:
-        z.append(x[-1] @ a)
-        x.append(act(z[-1]))
-    h = x[-1]
-    step = step / (1 + h.square().sum(-1))
+    inputs: list[Tensor] = []  # of each matrix, from the keys
+    products: list[Tensor] = []
 
-    carry = gates.momentum
-    if exact:
-        r = gates.b_before[..., None] * (h @ W[-1]) - v
-        if carry is not None:
-            r = r + carry.f_before[..., None] * (h @ S[-1])
-        n = gates.G_before * (h @ h.mT) * step[..., None, :]
+    def per_step(h: Tensor) -> Tensor | None:
+        return 1 / (1 + h.square().sum(-1)) if rule.step_norm else None
+
+    def by_key(i: int, x: Tensor) -> Tensor:
+        inputs.append(x)
+        last = i == count - 1 and rule.gradient == "exact"
+        products.append(_exact_answer(i, x, per_step(x)) if last else x @ at[i])
+        return products[-1]
+
+    def _exact_answer(i: int, h: Tensor, unit: Tensor | None) -> Tensor:
+        """What the last matrix answers at its present weights, before each token's own write."""
+        held = torch.cat([old_inputs[i], h], 2) if old else h
+        y = coefficients.carried(i, h, state, before=True)
+        n = coefficients.pairs(i, h, held, before=True)
+        if old:
+            y = y - n[..., :old] @ old_deltas[i]
+        factor = factors[i]
+        if factor is not None:
+            y, n = y * factor, n * factor
+        n = n[..., old:] if unit is None else n[..., old:] * unit[..., None, :]
+        if rule.bias == "dot":
+            return y + n @ v
         # The solver takes the unit diagonal for granted and reads only what lies below it.
-        error = torch.linalg.solve_triangular(n, r, upper=False, unitriangular=True)
-    else:
-        error = h @ A[-1] - v
+        return v + torch.linalg.solve_triangular(n, y - v, upper=False, unitriangular=True)
 
-    d = [error * step[..., None]]  # deltas, from the last layer down
-    for layer in range(len(A) - 1, 0, -1):
-        scale = lower_step if layer == len(A) - 1 else 1.0
-        d.append((d[-1] @ A[layer].mT) * act_grad(z[layer - 1]) * scale)
-    d.reverse()
+    answer = structure.forward(by_key, k, count)
+    error = bias_gradient(rule.bias, answer, v, rule.p, gates.threshold)
+    deltas = structure.deltas(at, products, error)
+    unit = per_step(inputs[-1])
+    scale = torch.ones_like(gates.step) if unit is None else unit
+    scale = scale if gates.context is None else scale * gates.context
+    report = None
+    if surprise:
+        squares = [x.square().sum(-1) * d.square().sum(-1) for x, d in zip(inputs, deltas, strict=True)]
+        lower = sum(squares[:-1], torch.zeros_like(squares[-1]))
+        report = Surprise(
+            bias_loss(rule.bias, answer, v, rule.p, gates.threshold),
+            (lower + squares[-1]).clamp(min=1e-30).sqrt(),
+            gates.step * scale * (rule.lower_step**2 * lower + squares[-1]).clamp(min=1e-30).sqrt(),
+        )
+    deltas = [d * (scale if i == count - 1 else scale * rule.lower_step)[..., None] for i, d in enumerate(deltas)]
+    if frame.present is not None:
+        there = frame.present[:, None, old:, None]
+        inputs, deltas = [x * there for x in inputs], [d * there for d in deltas]
+        if report is not None:
+            report = Surprise(*(x * there[..., 0] for x in report))
+    if old:
+        inputs = [torch.cat(pair, 2) for pair in zip(old_inputs, inputs, strict=True)]
+        deltas = [torch.cat(pair, 2) for pair in zip(old_deltas, deltas, strict=True)]
 
-    y = q
-    if y is not None:
-        for layer, w in enumerate(W):
-            moved = gates.b[..., None] * (y @ w) - ((y @ x[layer].mT) * gates.G) @ d[layer]
-            if carry is not None:
-                moved = moved + carry.f[..., None] * (y @ S[layer])
-            y = act(moved) if layer < len(W) - 1 else moved
+    def by_query(i: int, x: Tensor) -> Tensor:
+        y = coefficients.carried(i, x, state) - coefficients.pairs(i, x, inputs[i]) @ deltas[i]
+        factor = factors[i]
+        return y if factor is None else y * factor
 
-    b_end, G_end = gates.b[..., -1, None, None], gates.G[..., -1, :, None]
-    new_W = [b_end * w - x[i].mT @ (G_end * d[i]) for i, w in enumerate(W)]
-    if carry is not None:
-        f_end, m_end, M_end = carry.f[..., -1, None, None], carry.m_end[..., None, None], carry.M_end[..., None]
-        new_W = [w + f_end * s for w, s in zip(new_W, S, strict=True)]
-        S = tuple(m_end * s - x[i].mT @ (M_end * d[i]) for i, s in enumerate(S))
-    return y, error.square().sum(-1), tuple(new_W), S
-
-
-@dataclass
-class _Carry:
-    """What momentum brought into the segment adds: `f`, `f_before` `[B, H, c]`; `m_end` `[B, H]`; `M_end` m_c/m_i."""
-
-    f: Tensor
-    f_before: Tensor
-    m_end: Tensor
-    M_end: Tensor
-
-
-@dataclass
-class _Gates:
-    """The gates of a segment of c tokens multiplied up; b `[B, H, c]`, G `[B, H, c, c]`, and both a token earlier."""
-
-    b: Tensor
-    G: Tensor
-    b_before: Tensor
-    G_before: Tensor
-    momentum: _Carry | None
-
-    @classmethod
-    def multiply_up(cls, log_keep: Tensor, log_momentum: Tensor | None, present: Tensor | None) -> _Gates:
-        log_keep = log_keep.clamp(min=LOG_FLOOR)
-        b, G = log_keep.cumsum(-1).exp(), _products(log_keep)
-        if present is not None:  # a slot without a token does not add its momentum to the weights once more
-            G = G * present[..., None, :]
-        carry = None
-        if log_momentum is not None:
-            log_momentum = log_momentum.clamp(min=LOG_FLOOR)
-            m, M = log_momentum.cumsum(-1).exp(), _products(log_momentum)
-            f = (G @ m[..., None])[..., 0]
-            G = G @ M
-            carry = _Carry(f, _before(f, 0.0), m[..., -1], M[..., -1, :])
-        return cls(b, G, _before(b, 1.0), _before(G.mT, 0.0).mT, carry)
+    y = None
+    if q is not None:
+        y = structure.forward(by_query if rule.read == "token" else lambda i, x: x @ at[i], q, count)
+    written = _Written(inputs, deltas, coefficients)
+    return y, report, _leave_open(state, written, frame, rule), written
 
 
-def _products(log_gate: Tensor) -> Tensor:
-    """`[..., c]` -> `[..., c, c]`: exp of the sum over j in (i, t] at [t, i]; 0 above the diagonal.
+def _leave_open(state: FastWeights, written: _Written, frame: _Frame, rule: Rule) -> FastWeights:
+    """The state inside a chunk: tokens into the buffers; or, where weights are kept in their place, into those."""
+    if state.anchor:
+        weights, momentum, scale = _finish(state, written, rule)
+        return replace(state, weights=weights, momentum=momentum, scale=scale)
+    capacity, old, c = state.coefficients.shape[2], frame.old, len(frame.positions) - frame.old
+    first = int(frame.positions[old]) if frame.present is not None else old
 
-    Each sum is built up by itself: the difference of two running sums would lose a large gate's digits after a shut
-    one has put -60 into both.
-    """
-    c = log_gate.shape[-1]
-    lower = torch.ones(c, c, dtype=torch.bool, device=log_gate.device).tril()
-    sums = log_gate[..., :, None].expand(*log_gate.shape, c).masked_fill(~lower.tril(-1), 0.0).cumsum(-2)
-    return sums.masked_fill(~lower, -torch.inf).exp()
+    def into(x: Tensor) -> Tensor:
+        new = x[:, :, old:]
+        fits = new[:, :, : max(0, capacity - first)]
+        before, behind = first, capacity - first - fits.shape[2]
+        blank = [x.new_zeros(*x.shape[:2], n, x.shape[3]) for n in (before, max(0, behind))]
+        if frame.present is None:
+            return torch.cat([x[:, :, :old], fits, blank[1]], 2)
+        laid = torch.cat([blank[0], fits, blank[1]], 2)
+        return laid + x[:, :, :old] if old else laid
 
-
-def _before(x: Tensor, first: float) -> Tensor:
-    """Shift by one along the last dimension: what stood before each token."""
-    return torch.cat([torch.full_like(x[..., :1], first), x[..., :-1]], -1)
-
-
-def _start_of_frame(position: Tensor, valid: Tensor | None) -> int | None:
-    """The place in the chunk at which all rows stand; None where they differ or some tokens are no tokens."""
-    if valid is not None and not bool(valid.all()):
-        return None
-    places = position.unique().tolist()
-    return places[0] if len(places) == 1 else None
-
-
-@dataclass
-class _Spans:
-    """Where each row's tokens lie once rows are laid out with their chunk boundaries in common."""
-
-    source: Tensor  # [B, L] the token at each slot; T where there is none
-    slot: Tensor  # [B, T] the slot of each token; L where the token is not valid
-    present: Tensor  # [B, L], of the gates' meaning: True where there is a token
-    ends: Tensor  # [B] the slot after each row's last token
-
-    @classmethod
-    def lay_out(cls, position: Tensor, valid: Tensor | None, tokens: int) -> _Spans:
-        if valid is None:
-            valid = torch.ones(len(position), tokens, dtype=torch.bool, device=position.device)
-        ends = position + valid.sum(1)
-        length = int(ends.max()) if len(ends) else 0
-        slot = torch.where(valid, position[:, None] + valid.cumsum(1) - 1, length)
-        source = torch.full((len(position), length + 1), tokens, dtype=torch.long, device=position.device)
-        source.scatter_(1, slot, torch.arange(tokens, device=position.device).expand_as(slot))
-        source = source[:, :length]
-        return cls(source, slot, source < tokens, ends)
-
-    def gather(self, x: Tensor) -> Tensor:
-        return _take(x, torch.where(self.present, self.source, x.shape[2]))
-
-    def scatter(self, x: Tensor) -> Tensor:
-        return _take(x, self.slot)
+    if c + first > capacity and frame.present is None:
+        return state  # the chunk is complete; `_close` is what counts
+    coefficients, scale = written.coefficients.kept()
+    inputs = tuple(into(written.coefficients.aged(i, x)) for i, x in enumerate(written.inputs))
+    deltas = tuple(into(d) for d in written.deltas)
+    return replace(state, inputs=inputs, deltas=deltas, coefficients=into(coefficients), scale=scale)
 
 
-def _take(x: Tensor, index: Tensor) -> Tensor:
-    """`x[b, h, index[b, i], ...]`, zeros where the index is one past the end. x: `[B, H, T, ...]`, index: `[B, I]`."""
-    x = torch.cat([x, torch.zeros_like(x[:, :, :1]) if x.shape[2] else x.new_zeros(*x.shape[:2], 1, *x.shape[3:])], 2)
-    index = index[:, None].expand(-1, x.shape[1], -1)
-    if x.dim() == 4:
-        index = index[..., None].expand(-1, -1, -1, x.shape[3])
-    return x.gather(2, index)
+def _finish(state: FastWeights, written: _Written, rule: Rule) -> tuple[Matrices, Matrices, Tensor]:
+    """Weights and momentum after the stretch, and a scale that says that all of it is in them."""
+    made = [
+        written.coefficients.finish(i, state, x, d, rule.muon)
+        for i, (x, d) in enumerate(zip(written.inputs, written.deltas, strict=True))
+    ]
+    _, scale = written.coefficients.kept()
+    blank = torch.ones_like(scale)
+    if rule.retention != "channel":
+        blank = torch.stack([blank[..., 0], 0 * blank[..., 1], blank[..., 2], scale[..., 3]], -1)
+    return tuple(W for W, _ in made), tuple(S for _, S in made if S is not None), blank
+
+
+def _close(state: FastWeights, written: _Written, rule: Rule) -> FastWeights:
+    """The state at the chunk's end: the anchor moves up."""
+    weights, momentum, scale = _finish(state, written, rule)
+    if rule.muon:
+        weights = tuple(
+            w + scale[..., 3, None, None] * newton_schulz(s) for w, s in zip(weights, momentum, strict=True)
+        )
+    before = state.anchor or state.weights
+    weights = tuple(at_boundary(rule.retention, w, a) for w, a in zip(weights, before, strict=True))
+    weights, momentum = tuple(map(flush_small, weights)), tuple(map(flush_small, momentum))
+    if rule.retention != "channel":
+        scale = torch.stack([*scale.unbind(-1)[:3], torch.zeros_like(scale[..., 3])], -1)
+    return FastWeights(
+        weights,
+        momentum,
+        weights if state.anchor else (),
+        tuple(torch.zeros_like(x) for x in state.inputs),
+        tuple(torch.zeros_like(x) for x in state.deltas),
+        torch.zeros_like(state.coefficients),
+        scale,
+        state.position,
+    )
+
+
+def _reset(state: FastWeights, initial: Matrices, rows: Tensor) -> FastWeights:
+    """`rows` `[B]` of a state at a chunk's start back to the initial weights."""
+    weights = tuple(initial)
+    momentum = tuple(torch.zeros_like(s) for s in state.momentum)
+    return _choose(rows, replace(state, weights=weights, momentum=momentum, anchor=state.anchor and weights), state)
+
+
+def _choose(rows: Tensor, first: FastWeights, second: FastWeights) -> FastWeights:
+    """`first` in the rows that are True, `second` in the others."""
+    others = iter(second.tensors().values())
+    return first.map(lambda x: torch.where(rows.view(-1, *[1] * (x.dim() - 1)), x, next(others)))

@@ -1,4 +1,4 @@
-"""`NeuralMemory`: the Titans long-term memory as a layer (arXiv 2501.00663, section 3.1).
+"""`NeuralMemory`: a memory of the family of Titans and MIRAS as a layer (arXiv 2501.00663, section 3.1; 2504.13173).
 
 x --+-- W_K --- conv --- SiLU --- l2 norm --> k --+
     +-- W_V --- conv --- SiLU ---------------> v --+--> write by surprise, token by token
@@ -8,96 +8,53 @@ x --+-- W_K --- conv --- SiLU --- l2 norm --> k --+
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import warnings
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from memory_titan.memory.neural.chunk import chunk_memory
-from memory_titan.memory.neural.naive import naive_memory, read_memory
-from memory_titan.memory.neural.rule import ACTIVATIONS, LOG_FLOOR, FastWeights, Rule
-from memory_titan.memory.state import MemoryState
-
-
-@dataclass
-class NeuralMemoryConfig:
-    """What a `NeuralMemory` is. Everything here is part of the function that it computes, `chunk_size` included."""
-
-    dim: int  # width of x and y; a multiple of heads
-    heads: int = 4
-    depth: int = 2  # layers of the memory, 1 to 4; 1 is a matrix
-    expansion: int = 4  # width of the memory's hidden layers over that of a head
-    chunk_size: int = 64  # tokens between two anchors of the inner gradient
-    rule: Rule = "exact"  # the inner gradient's place: "exact" in the last layer, or "anchored" as in the paper
-    momentum: bool = True
-    decay: bool = True
-    gates: Literal["sigmoid", "hard"] = "sigmoid"  # hard gates reach 0 and 1 exactly
-    max_step: float | None = None  # largest theta; None: 1 for "exact", 1/chunk_size for "anchored"
-    lower_step: float = 0.1  # step of the layers below the last, relative to its own
-    activation: str = "silu"  # between the memory's layers: silu, gelu, relu
-    conv_size: int = 4  # taps of the causal depthwise convolution on q, k, v; 0: none
-    qkv_activation: bool = True  # SiLU on q, k, v
-    qk_norm: bool = True  # l2-normalise q and k
-    output_norm: bool = True  # RMS norm per head on what was read
-    output_gate: bool = True  # times a sigmoid gate of x
-    learned_init: bool = True  # the weights at the start of a stream are trained (False: fixed)
-    implementation: Literal["chunk", "naive"] = "chunk"
-
-    def __post_init__(self) -> None:
-        if self.dim < 1 or self.heads < 1 or self.dim % self.heads:
-            raise ValueError(f"dim must be a positive multiple of heads; got dim={self.dim}, heads={self.heads}")
-        if not 1 <= self.depth <= 4:
-            raise ValueError(f"depth must be 1 to 4; got {self.depth}")
-        if self.expansion < 1 or self.chunk_size < 1:
-            raise ValueError(f"expansion and chunk_size must be at least 1; got {self.expansion} and {self.chunk_size}")
-        if self.conv_size < 0:
-            raise ValueError(f"conv_size must be 0 (no convolution) or the number of taps; got {self.conv_size}")
-        if self.rule not in ("exact", "anchored"):
-            raise ValueError(f'rule must be "exact" or "anchored"; got {self.rule!r}')
-        if self.gates not in ("sigmoid", "hard"):
-            raise ValueError(f'gates must be "sigmoid" or "hard"; got {self.gates!r}')
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}; got {self.activation!r}")
-        if self.implementation not in IMPLEMENTATIONS:
-            raise ValueError(f'implementation must be "chunk" or "naive"; got {self.implementation!r}')
-
-
-IMPLEMENTATIONS = {"chunk": chunk_memory, "naive": naive_memory}
+from memory_titan.memory.neural.chunk import chunk_memory, present_weights, read_memory
+from memory_titan.memory.neural.config import NeuralMemoryConfig
+from memory_titan.memory.neural.features import feature_size, polynomial_features
+from memory_titan.memory.neural.mesa import mesa_memory, read_mesa
+from memory_titan.memory.neural.presets import PRESETS
+from memory_titan.memory.neural.projections import Gating, causal_convolution
+from memory_titan.memory.neural.rule import FastWeights, Rule, Surprise
+from memory_titan.memory.neural.structure import Structure
+from memory_titan.memory.neural.trace import Trace, Traceable
 
 
 @dataclass(frozen=True)
-class NeuralMemoryState(MemoryState):
+class NeuralMemoryState(FastWeights):
     """All that a `NeuralMemory` carries on: `FastWeights` (see there) and the convolution's last inputs.
 
     Kept in float32 whatever the dtype of x (float64 for float64): a sum of many small writes needs the digits.
 
     Attributes:
-        weights, momentum, anchor: one tensor a layer, `[B, H, in, out]`.
-        position: `[B]`, int64, tokens in the open chunk.
         tail: `[B, conv_size - 1, 3 * dim]`, the last projections to q, k, v before the convolution.
         tokens: `[B]`, int64, tokens read so far.
     """
 
-    weights: tuple[Tensor, ...]
-    momentum: tuple[Tensor, ...]
-    anchor: tuple[Tensor, ...]
-    position: Tensor
     tail: Tensor
     tokens: Tensor
 
 
-class NeuralMemory(nn.Module):
+class NeuralMemory(Traceable, PyTorchModelHubMixin):
     """A memory whose content is the weights of a small network, trained on every token that it reads.
 
         memory = NeuralMemory(dim=256, heads=4, depth=2)
         y, state = memory(x)                          # write and read, causally; x, y: [batch, time, dim]
         y, state = memory(x_next, state)              # goes on where it stopped
-        state, surprise = memory.memorize(x, state)   # write only; surprise: [batch, time, heads]
+        state, surprise = memory.memorize(x, state)   # write only; surprise.loss: [batch, time, heads]
         y = memory.recall(q, state)                   # read only
+        memory = NeuralMemory.preset("gated_deltanet", dim=256)
+        memory.save_pretrained(folder); memory = NeuralMemory.from_pretrained(folder)
 
     A sequence may be cut anywhere, down to single tokens: the outputs and the state are those of one call. Tokens
     that a mask excludes change nothing. All of it is differentiable, through every write.
@@ -107,38 +64,46 @@ class NeuralMemory(nn.Module):
         **options: the other fields of `NeuralMemoryConfig`.
     """
 
+    trained_chunk_size: Tensor
+
     def __init__(self, dim: int, **options: Any) -> None:
         super().__init__()
         self.config = config = NeuralMemoryConfig(dim=dim, **options)
         heads, width = config.heads, dim // config.heads
-        bound = 1.0 if config.rule == "exact" else 1.0 / config.chunk_size
-        self.max_step = bound if config.max_step is None else config.max_step
-
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         if config.conv_size:
             self.conv = nn.Conv1d(3 * dim, 3 * dim, config.conv_size, groups=3 * dim)
-        # Columns of the gates: step; then decay and momentum, where there are any. They start at a middling step,
-        # little decay and little momentum.
-        starts = [0.0]
-        starts += [-6.0 if config.gates == "sigmoid" else -2.94] if config.decay else []
-        starts += [-3.0] if config.momentum else []
-        self.gates = nn.Linear(dim, len(starts) * heads)
-        with torch.no_grad():
-            self.gates.bias.copy_(torch.tensor(starts).repeat_interleave(heads))
+        key_width = feature_size(width, config.features)
+        if config.features > 1:  # the Taylor coefficients of exp, as ATLAS starts
+            taylor = torch.tensor([1 / math.factorial(power) for power in range(1, config.features + 1)]).sqrt()
+            self.feature_coefficients = nn.Parameter(taylor.repeat(heads, 1))
+        sizes = Structure.sizes(config.structure, key_width, config.expansion * width, width, config.depth)
+        self.gating = Gating(config, sum(fan_in for fan_in, _ in sizes))
 
-        hidden = [config.expansion * width] * (config.depth - 1)
-        sizes = [width, *hidden, width]
         self.init_weights = nn.ParameterList()
-        for layer, (fan_in, fan_out) in enumerate(pairwise(sizes)):
-            # The last layer starts small: an empty memory says little.
-            scale = (0.1 if layer == config.depth - 1 else 1.0) / math.sqrt(fan_in)
-            weight = nn.Parameter(torch.randn(heads, fan_in, fan_out) * scale, requires_grad=config.learned_init)
+        for layer, (fan_in, fan_out) in enumerate(sizes if config.algorithm != "solve" else []):
+            # The last layer starts small: an empty memory says little. A softmax wants logits.
+            scale = (0.1 if layer == len(sizes) - 1 and config.retention != "norm" else 1.0) / math.sqrt(fan_in)
+            scale = {"zero": 0.0}.get(config.init, 1.0 if config.retention == "kl" else scale)
+            weight = nn.Parameter(torch.randn(heads, fan_in, fan_out) * scale, requires_grad=config.init == "learned")
             self.init_weights.append(weight)
+        if config.structure == "residual":
+            self.inner_scale = nn.Parameter(torch.ones(heads, width))
+            self.inner_shift = nn.Parameter(torch.zeros(heads, width))
         if config.output_norm:
             self.norm = nn.RMSNorm(width, eps=1e-6)
         if config.output_gate:
             self.output_gate = nn.Linear(dim, dim)
         self.out = nn.Linear(dim, dim, bias=False)
+        # What the weights were trained with goes with them; see `_load_from_state_dict`.
+        self.register_buffer("trained_chunk_size", torch.tensor(config.chunk_size))
+
+    @classmethod
+    def preset(cls, name: str, dim: int, **options: Any) -> NeuralMemory:
+        """A memory of the papers, by name; see `PRESETS`. `options` override its own."""
+        if name not in PRESETS:
+            raise ValueError(f"there is no preset {name!r}; there are {', '.join(PRESETS)}")
+        return cls(dim, **{**PRESETS[name].options, **options})
 
     @property
     def state_size(self) -> int:
@@ -148,13 +113,21 @@ class NeuralMemory(nn.Module):
 
     def initial_state(self, batch_size: int) -> NeuralMemoryState:
         """The state before the first token, for `batch_size` rows."""
-        parameter = self.qkv.weight
+        parameter, config = self.qkv.weight, self.config
         dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
-        weights = tuple(w.to(dtype).expand(batch_size, *w.shape) for w in self.init_weights)
-        momentum = tuple(torch.zeros_like(w) for w in weights) if self.config.momentum else ()
-        zeros = torch.zeros(batch_size, dtype=torch.long, device=parameter.device)
-        tail = parameter.new_zeros(batch_size, max(0, self.config.conv_size - 1), 3 * self.config.dim, dtype=dtype)
-        return NeuralMemoryState(weights, momentum, weights, zeros, tail, zeros)
+        if config.algorithm == "solve":
+            width = config.dim // config.heads
+            keys = feature_size(width, config.features)
+            fast = FastWeights.start(
+                (parameter.new_zeros(batch_size, config.heads, keys, width, dtype=dtype),), False, MESA
+            )
+            sums = parameter.new_zeros(batch_size, config.heads, keys, keys, dtype=dtype)
+            fast = dataclasses.replace(fast, momentum=(sums,))
+        else:
+            fast = FastWeights.start(self._initial(batch_size, dtype), config.momentum, self._rule(dtype))
+        tail = parameter.new_zeros(batch_size, max(0, config.conv_size - 1), 3 * config.dim, dtype=dtype)
+        tokens = torch.zeros(batch_size, dtype=torch.long, device=parameter.device)
+        return NeuralMemoryState(**_fields(fast), tail=tail, tokens=tokens)
 
     def forward(
         self, x: Tensor, state: NeuralMemoryState | None = None, mask: Tensor | None = None
@@ -168,20 +141,25 @@ class NeuralMemory(nn.Module):
 
         Returns:
             `(y, state)`, y `[B, T, dim]` of x's dtype.
+
+        Raises:
+            ValueError: wrong shapes; with `nonfinite="raise"`, NaN or infinity in x.
+            FloatingPointError: with `nonfinite="raise"`, values so large that the state would not be finite.
         """
-        y, _, state = self._run(x, state, mask, read=True)
+        y, _, state = self._run(x, state, mask, read=True, report=self.traces is not None)
         assert y is not None
         return y, state
 
     def memorize(
         self, x: Tensor, state: NeuralMemoryState | None = None, mask: Tensor | None = None
-    ) -> tuple[NeuralMemoryState, Tensor]:
-        """Write every token of x, read nothing. Arguments as in `forward`.
+    ) -> tuple[NeuralMemoryState, Surprise]:
+        """Write every token of x, read nothing. Arguments and errors as in `forward`.
 
         Returns:
-            `(state, surprise)`, surprise `[B, T, heads]`, float32: |M(k_t) - v_t|^2 just before token t was written.
+            `(state, surprise)`, surprise.loss, .gradient, .write `[B, T, heads]`, float32; see `Surprise`.
         """
-        _, surprise, state = self._run(x, state, mask, read=False)
+        _, surprise, state = self._run(x, state, mask, read=False, report=True)
+        assert surprise is not None
         return state, surprise
 
     def recall(self, q: Tensor, state: NeuralMemoryState) -> Tensor:
@@ -197,22 +175,31 @@ class NeuralMemory(nn.Module):
         """
         self._check(q, state)
         dtype = state.tail.dtype
-        parts = self._heads(self._convolve(torch.cat([state.tail, self.qkv(q).to(dtype)], 1)))
+        query = self._heads(self._convolve(torch.cat([state.tail, self.qkv(q).to(dtype)], 1)))[0]
         with torch.autocast(q.device.type, enabled=False):
-            y = read_memory(parts[0], state.weights, self.config.activation)
+            if self.config.algorithm == "solve":
+                y = read_mesa(query, state, self.config.ridge)
+            else:
+                y = read_memory(query, state, self._rule(dtype))
         return self._output(y, q)
 
+    def present_weights(self, state: NeuralMemoryState) -> tuple[Tensor, ...]:
+        """What was accumulated as of the last token, `[B, H, in, out]` a matrix (of an open chunk it is not kept)."""
+        return (
+            present_weights(state, self._rule(state.tail.dtype))[0]
+            if self.config.algorithm != "solve"
+            else state.weights
+        )
+
     def _run(
-        self, x: Tensor, state: NeuralMemoryState | None, mask: Tensor | None, read: bool
-    ) -> tuple[Tensor | None, Tensor, NeuralMemoryState]:
+        self, x: Tensor, state: NeuralMemoryState | None, mask: Tensor | None, read: bool, report: bool
+    ) -> tuple[Tensor | None, Surprise | None, NeuralMemoryState]:
         state = self.initial_state(x.shape[0]) if state is None else state
         self._check(x, state)
         config, dtype = self.config, state.tail.dtype
+        mask = self._mask(x, mask)
         slot = None
         if mask is not None:
-            mask = mask.to(device=x.device, dtype=torch.bool)
-            if mask.shape != x.shape[:2]:
-                raise ValueError(f"mask must be [batch, time] = {list(x.shape[:2])}; got {list(mask.shape)}")
             # Move the valid tokens together, so that the convolution sees no padding between them.
             order = torch.argsort((~mask).to(torch.int8), dim=1, stable=True)
             slot = torch.argsort(order, dim=1)
@@ -220,23 +207,17 @@ class NeuralMemory(nn.Module):
             mask = mask.gather(1, order)
 
         projected = torch.cat([state.tail, self.qkv(x).to(dtype)], 1)
-        step, log_keep, log_momentum = self._gates(x, dtype)
         q, k, v = self._heads(self._convolve(projected))
+        gates = self.gating(x, dtype)
+        asked = q if read else None
         with torch.autocast(x.device.type, enabled=False):
-            y, surprise, fast = IMPLEMENTATIONS[config.implementation](
-                q if read else None,
-                k,
-                v,
-                step,
-                log_keep,
-                log_momentum,
-                FastWeights(state.weights, state.momentum, state.anchor, state.position),
-                chunk_size=config.chunk_size,
-                rule=config.rule,
-                activation=config.activation,
-                lower_step=config.lower_step,
-                valid=mask,
-            )
+            fast: FastWeights = state
+            if config.algorithm == "solve":
+                y, told, fast = mesa_memory(asked, k, v, gates, fast, config.ridge, valid=mask, surprise=report)
+            else:
+                back = self._initial(x.shape[0], dtype) if config.reset_every else ()
+                rule = self._rule(dtype)
+                y, told, fast = chunk_memory(asked, k, v, gates, fast, rule, initial=back, valid=mask, surprise=report)
         taps = state.tail.shape[1]
         if mask is None:
             tail, count = projected[:, projected.shape[1] - taps :], torch.full_like(state.tokens, x.shape[1])
@@ -244,15 +225,25 @@ class NeuralMemory(nn.Module):
             count = mask.sum(1)
             last = count[:, None] + torch.arange(taps, device=x.device)
             tail = projected.gather(1, last[..., None].expand(-1, -1, projected.shape[2]))
-        new = NeuralMemoryState(fast.weights, fast.momentum, fast.anchor, fast.position, tail, state.tokens + count)
-        surprise = surprise.transpose(1, 2)
+        new = dataclasses.replace(state, **{**_fields(fast), "tail": tail, "tokens": state.tokens + count})
         out = None if y is None else self._output(y, x)
-        if slot is not None and mask is not None:
-            surprise = surprise.gather(1, slot[..., None].expand_as(surprise))
-            if out is not None:
-                out = torch.where(mask[..., None], out, 0.0)
-                out = out.gather(1, slot[..., None].expand_as(out))
-        return out, surprise, new
+        new, out = self._finite(new, out, state)
+
+        def in_place(tokens: Tensor) -> Tensor:
+            """Zero where the mask excludes, and everything back where it stood."""
+            if slot is None or mask is None:
+                return tokens
+            tokens = torch.where(mask[..., None], tokens, 0.0)
+            return tokens.gather(1, slot[..., None].expand_as(tokens))
+
+        surprise = None if told is None else Surprise(*(in_place(part.transpose(1, 2)) for part in told))
+        if self.traces is not None and surprise is not None:
+            keep = gates.log_keep.exp()
+            keep = keep if keep.dim() == 3 else keep.mean(-1)
+            eta = torch.zeros_like(gates.step) if gates.log_momentum is None else gates.log_momentum.exp()
+            step, keep, eta = (in_place(gate.transpose(1, 2)) for gate in (gates.step, keep, eta))
+            self.traces.append(Trace(step, keep, eta, surprise))
+        return None if out is None else in_place(out), surprise, new
 
     def _check(self, x: Tensor, state: NeuralMemoryState) -> None:
         if x.dim() != 3 or x.shape[2] != self.config.dim:
@@ -260,45 +251,71 @@ class NeuralMemory(nn.Module):
         if state.batch_size != x.shape[0]:
             raise ValueError(f"the state has {state.batch_size} rows and x has {x.shape[0]}")
 
-    def _gates(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
-        """step, log keep, log momentum; each `[B, H, T]`."""
-        config = self.config
-        raw = self.gates(x).to(dtype).unflatten(-1, (-1, config.heads)).permute(2, 0, 3, 1)
-        hard = config.gates == "hard"
-        step = torch.sigmoid(raw[0])
-        step = (1.2 * step - 0.1).clamp(0, 1) if hard else step
-        step = step * self.max_step
-        if not config.decay:
-            log_keep = torch.zeros_like(step)
-        elif hard:
-            log_keep = torch.log1p(-(1.1 * torch.sigmoid(raw[1]) - 0.05).clamp(0, 0.999))
-        else:
-            log_keep = F.logsigmoid(-raw[1])
-        log_momentum = None
-        if config.momentum:
-            # What is written moves the weights again at every later token, 1 / (1 - eta) times in all.
-            log_momentum = F.logsigmoid(raw[-1]).clamp(min=LOG_FLOOR)
-            step = step * torch.sigmoid(-raw[-1])
-        return step, log_keep, log_momentum
+    def _mask(self, x: Tensor, mask: Tensor | None) -> Tensor | None:
+        """The mask as bool; with tokens that are not finite taken out, or refused."""
+        if mask is not None:
+            mask = mask.to(device=x.device, dtype=torch.bool)
+            if mask.shape != x.shape[:2]:
+                raise ValueError(f"mask must be [batch, time] = {list(x.shape[:2])}; got {list(mask.shape)}")
+        if self.config.nonfinite == "ignore" or _is_true(x.detach().abs().sum().isfinite()):
+            return mask
+        bad = ~x.detach().isfinite().all(-1)
+        bad = bad if mask is None else bad & mask
+        if not _is_true(bad.any()):
+            return mask
+        places = [f"row {row}, token {token}" for row, token in bad.nonzero()[:3].tolist()]
+        told = f"{int(bad.sum())} tokens are NaN or infinite ({'; '.join(places)}{'; ...' if bad.sum() > 3 else ''})"
+        if self.config.nonfinite == "raise":
+            raise ValueError(f'{told}. Nothing was written. nonfinite="skip" reads the others and warns.')
+        warnings.warn(f"{told}; they are skipped", RuntimeWarning, stacklevel=4)
+        return ~bad if mask is None else mask & ~bad
+
+    def _finite(
+        self, new: NeuralMemoryState, out: Tensor | None, old: NeuralMemoryState
+    ) -> tuple[NeuralMemoryState, Tensor | None]:
+        """A row whose state would not be finite is refused, or keeps its old one and says nothing."""
+        held = [(*s.weights, *s.momentum, *s.deltas, s.tail) for s in (new, old)]
+        changed = [now.detach() for now, was in zip(*held, strict=True) if now is not was]
+        if self.config.nonfinite == "ignore" or not changed:
+            return new, out
+        if _is_true(torch.stack([t.sum() for t in changed]).sum().isfinite()):
+            return new, out
+        good = torch.stack([t.isfinite().flatten(1).all(1) for t in changed]).all(0)
+        if _is_true(good.all()):  # only the sum was too large
+            return new, out
+        rows = (~good).nonzero()[:, 0].tolist()
+        told = f"the values in rows {rows} are too large: the memory's weights would not be finite"
+        if self.config.nonfinite == "raise":
+            raise FloatingPointError(f'{told}. Nothing was written. nonfinite="skip" leaves such rows as they were.')
+        warnings.warn(f"{told}; these rows stay as they were", RuntimeWarning, stacklevel=4)
+        kept = iter(old.tensors().values())
+        new = new.map(lambda x: torch.where(good.view(-1, *[1] * (x.dim() - 1)), x, next(kept)))
+        return new, out if out is None else torch.where(good[:, None, None], out, 0.0)
+
+    def _initial(self, batch_size: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        return tuple(w.to(dtype).expand(batch_size, *w.shape) for w in self.init_weights)
+
+    def _rule(self, dtype: torch.dtype) -> Rule:
+        if self.config.structure != "residual":
+            return self.config.to_rule()
+        scale, shift = self.inner_scale.to(dtype), self.inner_shift.to(dtype)
+        return self.config.to_rule(Structure("residual", self.config.activation, scale, shift))
 
     def _convolve(self, projected: Tensor) -> Tensor:
-        """`[B, taps - 1 + T, 3 dim]` -> `[B, T, 3 dim]`, in float32 or float64 as the state is."""
         if not self.config.conv_size:
             return projected
-        if projected.shape[1] < self.config.conv_size:  # no token at all: nothing but the tail
-            return projected[:, :0]
-        weight, bias = self.conv.weight.to(projected.dtype), self.conv.bias
-        bias = None if bias is None else bias.to(projected.dtype)
-        with torch.autocast(projected.device.type, enabled=False):
-            return F.conv1d(projected.mT, weight, bias, groups=weight.shape[0]).mT
+        return causal_convolution(projected, self.conv)
 
     def _heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`[B, T, 3 dim]` -> q, k, v, each `[B, H, T, dim / H]`."""
+        """`[B, T, 3 dim]` -> q, k, v, each `[B, H, T, dim / H]`; q and k wider with polynomial features."""
         if self.config.qkv_activation:
             qkv = F.silu(qkv)
         q, k, v = qkv.unflatten(-1, (3, self.config.heads, -1)).permute(2, 0, 3, 1, 4)
         if self.config.qk_norm:
             q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
+        if self.config.features > 1:
+            coefficients = self.feature_coefficients.to(q.dtype)
+            q, k = polynomial_features(q, coefficients), polynomial_features(k, coefficients)
         return q, k, v
 
     def _output(self, y: Tensor, x: Tensor) -> Tensor:
@@ -310,3 +327,33 @@ class NeuralMemory(nn.Module):
         if self.config.output_gate:
             y = y * torch.sigmoid(self.output_gate(x))
         return self.out(y)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """The chunk length is part of the function: weights that were trained with another one say so."""
+        trained = state_dict.get(prefix + "trained_chunk_size")
+        if trained is None:
+            state_dict[prefix + "trained_chunk_size"] = self.trained_chunk_size
+        elif int(trained) != self.config.chunk_size:
+            warnings.warn(
+                f"these weights were trained with chunk_size={int(trained)}, and this memory has "
+                f"chunk_size={self.config.chunk_size}: it computes another function"
+                + (", though a near one with the exact rule" if self.config.rule == "exact" else ""),
+                UserWarning,
+                stacklevel=2,
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+MESA = Rule(gradient="token")  # its state is that of a chunk of one: nothing but weights
+
+
+def _fields(fast: FastWeights) -> dict[str, Any]:
+    return {field.name: getattr(fast, field.name) for field in dataclasses.fields(FastWeights)}
+
+
+def _is_true(condition: Tensor) -> bool:
+    """Also under torch.func.vmap, where no tensor can be asked: there it counts as true, and nothing is checked."""
+    try:
+        return bool(condition)
+    except RuntimeError:
+        return True

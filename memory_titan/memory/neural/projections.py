@@ -1,0 +1,93 @@
+"""What stands before a memory: its gates, and the short convolution."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from memory_titan.memory.neural.config import NeuralMemoryConfig
+from memory_titan.memory.neural.rule import LOG_FLOOR, Gates
+
+
+class Gating(nn.Module):
+    """x to `Gates`. A gate that the configuration does not have takes no parameters.
+
+    They start at a middling step, little decay, little momentum, a Huber threshold of 1 and windows that count half.
+
+    Args:
+        config: of the memory.
+        inputs: inputs of all its matrices together, for channel-wise decay.
+    """
+
+    def __init__(self, config: NeuralMemoryConfig, inputs: int) -> None:
+        super().__init__()
+        self.config = config
+        hard = config.gates == "hard"
+        # name -> (numbers a head, bias at the start)
+        columns: dict[str, tuple[int, float]] = {}
+        if config.step == "learned":
+            columns["step"] = (1, 0.0)
+        if config.decay:
+            columns["decay"] = (inputs if config.retention == "channel" else 1, -2.94 if hard else -6.0)
+        if config.momentum:
+            columns["momentum"] = (1, -3.0)
+        if config.bias == "huber":
+            columns["threshold"] = (1, 0.54)
+        if config.window > 1:
+            columns["context"] = (1, 0.0)
+        self.columns = {name: count for name, (count, _) in columns.items()}
+        if columns:
+            self.linear = nn.Linear(config.dim, config.heads * sum(self.columns.values()))
+            starts = [torch.full((config.heads * count,), start) for count, start in columns.values()]
+            with torch.no_grad():
+                self.linear.bias.copy_(torch.cat(starts))
+
+    def forward(self, x: Tensor, dtype: torch.dtype) -> Gates:
+        """x: `[B, T, dim]`; the gates come in `dtype`, `[B, H, T]`."""
+        config, raw = self.config, {}
+        if self.columns:
+            parts = self.linear(x).to(dtype).split([config.heads * count for count in self.columns.values()], -1)
+            for (name, count), part in zip(self.columns.items(), parts, strict=True):
+                part = part.unflatten(-1, (config.heads, count)).transpose(1, 2)  # [B, H, T, count]
+                raw[name] = part if name == "decay" and config.retention == "channel" else part[..., 0]
+        flat = x.new_ones(x.shape[0], config.heads, x.shape[1], dtype=dtype)
+        step = self._opening(raw["step"], 0.1) * config.step_bound if "step" in raw else flat * config.step_bound
+        log_momentum = None
+        if "momentum" in raw:
+            # What is written moves the weights again at every later token, 1 / (1 - eta) times in all.
+            log_momentum = F.logsigmoid(raw["momentum"]).clamp(min=LOG_FLOOR)
+            step = step * torch.sigmoid(-raw["momentum"])
+        return Gates(
+            step,
+            self._log_keep(raw, flat),
+            log_momentum,
+            F.softplus(raw["threshold"]) if "threshold" in raw else None,
+            torch.sigmoid(raw["context"]) if "context" in raw else None,
+        )
+
+    def _opening(self, raw: Tensor, margin: float) -> Tensor:
+        """A gate between 0 and 1, which a hard one reaches."""
+        if self.config.gates == "sigmoid":
+            return torch.sigmoid(raw)
+        return ((1 + 2 * margin) * torch.sigmoid(raw) - margin).clamp(0, 1)
+
+    def _log_keep(self, raw: dict[str, Tensor], flat: Tensor) -> Tensor:
+        if self.config.retention == "fixed":  # RetNet: from 1/32 a token, halved from head to head
+            heads = torch.arange(self.config.heads, device=flat.device, dtype=flat.dtype)
+            return flat * torch.log1p(-torch.exp2(-5 - heads))[:, None]
+        if "decay" not in raw:
+            return torch.zeros_like(flat)
+        if self.config.gates == "hard":
+            return torch.log1p(-self._opening(raw["decay"], 0.05).clamp(max=0.999))
+        return F.logsigmoid(-raw["decay"])
+
+
+def causal_convolution(projected: Tensor, conv: nn.Conv1d) -> Tensor:
+    """`[B, taps - 1 + T, n]` -> `[B, T, n]`, in float32 or float64 as `projected` is."""
+    if projected.shape[1] < conv.kernel_size[0]:  # no token at all: nothing but the tail
+        return projected[:, :0]
+    weight, bias = conv.weight.to(projected.dtype), conv.bias
+    bias = None if bias is None else bias.to(projected.dtype)
+    with torch.autocast(projected.device.type, enabled=False):
+        return F.conv1d(projected.mT, weight, bias, groups=weight.shape[0]).mT
