@@ -31,9 +31,8 @@ SWITCHES = [
         {"output_norm": False, "output_gate": False},
         {"activation": "gelu"},
         {"chunk_size": 1},
-        {"chunk_size": 64},
-        {"dim": 24},  # wide enough that an open chunk is kept as tokens
-        {"dim": 24, "rule": "anchored", "algorithm": "descent"},
+        {"chunk_size": 16},  # so long that an open chunk is kept as weights, not as tokens
+        {"chunk_size": 16, "rule": "anchored", "algorithm": "descent"},
         {"rule": "token"},
         {"features": 3},
         {"reset_every": 10},
@@ -81,6 +80,13 @@ def test_rows_alone(memory):
 @pytest.mark.parametrize("cuts", [list(range(1, 23)), [0, 4, 4, 17, 23], [5, 10]], ids=["single", "odd", "chunks"])
 def test_any_split(memory, cuts):
     laws.any_split(memory, tokens(dim=memory.config.dim), cuts)
+
+
+@torch.no_grad()
+def test_single_tokens_without_gradients(memory):
+    """A form of its own for some rules."""
+    laws.any_split(memory, tokens(dim=memory.config.dim), list(range(1, 23)))
+    laws.any_split(memory, tokens(dim=memory.config.dim), [3, 4, 5, 6, 11, 12, 13])
 
 
 @pytest.mark.parametrize("before", [0, 7])

@@ -28,6 +28,7 @@ from memory_titan.memory.neural.orthogonal import newton_schulz
 from memory_titan.memory.neural.retention import answering, at_boundary, size_factor
 from memory_titan.memory.neural.rule import FastWeights, Gates, Rule, Surprise, flush_small
 from memory_titan.memory.neural.spans import Spans, common_position
+from memory_titan.memory.neural.step import fits_step, step_memory
 
 Matrices = tuple[Tensor, ...]
 
@@ -63,6 +64,9 @@ def chunk_memory(
     """
     C = rule.anchor_every
     position, spans = common_position(state.position, valid), None
+    if fits_step(rule, state, k.shape[2], position):
+        y, report, state = step_memory(q, k, v, gates, state, rule, (position or 0) % C, surprise)
+        return y, report, replace(state, position=state.position + 1)
     place = state.position % C
     if position is None:
         # Lay each row out from its own place on, so that the boundaries of all fall together. Slots without a

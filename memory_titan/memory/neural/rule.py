@@ -194,7 +194,9 @@ class FastWeights(MemoryState):
         B, H = first.shape[:2]
         capacity = rule.anchor_every - 1
         ins, outs = [w.shape[2] for w in weights], [w.shape[3] for w in weights]
-        merged = capacity * sum(ins + outs) > sum(w.shape[2] * w.shape[3] for w in weights) and rule.window == 1
+        # Measured in numbers: below twice the weights, copying tokens is cheaper than writing weights at every token.
+        long = capacity * sum(ins + outs) > 2 * sum(w.shape[2] * w.shape[3] for w in weights)
+        merged = long and rule.window == 1
         kept = 0 if merged else capacity
         channel = rule.retention == "channel"
         scale = first.new_ones(B, H, sum(ins)) if channel else first.new_tensor([1.0, 0, 1, 0]).expand(B, H, 4)
