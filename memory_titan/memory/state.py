@@ -23,28 +23,32 @@ State = TypeVar("State", bound="MemoryState")
 class MemoryState:
     """Base of every memory's state.
 
-    A subclass is a frozen dataclass whose fields are tensors of shape `[batch, ...]`, or tuples of such tensors.
+    A subclass is a frozen dataclass whose fields are tensors of shape `[batch, ...]`, tuples of such tensors, or
+    tuples of states (then the field's metadata name their class: `field(metadata={"of": NeuralMemoryState})`).
     It holds everything that the future needs, and its size does not depend on how much was read. All methods
     return a new state and leave this one as it is.
     """
 
     def map(self: State, function: Callable[[Tensor], Tensor]) -> State:
         """Apply `function` to every tensor."""
-        changed = {}
+        changed: dict[str, Any] = {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            changed[field.name] = (
-                tuple(function(tensor) for tensor in value) if isinstance(value, tuple) else function(value)
-            )
+            if isinstance(value, tuple):
+                changed[field.name] = tuple(_mapped(x, function) for x in value)
+            else:
+                changed[field.name] = function(value)
         return dataclasses.replace(self, **changed)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor by name; those of a tuple as `name.0`, `name.1`, ..."""
+        """Every tensor by name; those of a tuple as `name.0`, `name.1`, ..., of a state in it `name.0.weights.0`."""
         named: dict[str, Tensor] = {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, tuple):
-                named.update({f"{field.name}.{index}": tensor for index, tensor in enumerate(value)})
+                for index, item in enumerate(value):
+                    inner = item.tensors() if isinstance(item, MemoryState) else {"": item}
+                    named.update({f"{field.name}.{index}.{name}".rstrip("."): x for name, x in inner.items()})
             else:
                 named[field.name] = value
         return named
@@ -109,11 +113,26 @@ class MemoryState:
             raise MemoryFileError(f"{path} holds {header.get('type', 'something else')}, not a {cls.__name__}")
         if header.get("version") != VERSION:
             raise MemoryFileError(f"{path} has format version {header.get('version')}; this is version {VERSION}")
+        return cls._from_tensors(tensors)
+
+    @classmethod
+    def _from_tensors(cls: type[State], tensors: dict[str, Tensor]) -> State:
+        """What `tensors` returned, back."""
         values: dict[str, Any] = {}
         for field in dataclasses.fields(cls):
             if field.name in tensors:
                 values[field.name] = tensors[field.name]
-            else:
-                count = sum(name.startswith(f"{field.name}.") for name in tensors)
-                values[field.name] = tuple(tensors[f"{field.name}.{index}"] for index in range(count))
+                continue
+            items: dict[int, dict[str, Tensor]] = {}
+            for name, tensor in tensors.items():
+                if name.startswith(f"{field.name}."):
+                    index, _, rest = name.removeprefix(f"{field.name}.").partition(".")
+                    items.setdefault(int(index), {})[rest] = tensor
+            of = field.metadata.get("of")
+            ordered = [items[index] for index in sorted(items)]
+            values[field.name] = tuple(item[""] if of is None else of._from_tensors(item) for item in ordered)
         return cls(**values)
+
+
+def _mapped(item: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    return item.map(function) if isinstance(item, MemoryState) else function(item)

@@ -24,11 +24,12 @@ from torch import Tensor
 
 from memory_titan.memory.neural.bias import bias_gradient, bias_loss
 from memory_titan.memory.neural.coefficients import Channel, Scalar
+from memory_titan.memory.neural.fused import can_fuse, fused_chunks
 from memory_titan.memory.neural.orthogonal import newton_schulz
 from memory_titan.memory.neural.retention import answering, at_boundary, size_factor
 from memory_titan.memory.neural.rule import FastWeights, Gates, Rule, Surprise, flush_small
 from memory_titan.memory.neural.spans import Spans, common_position
-from memory_titan.memory.neural.step import fits_step, step_memory
+from memory_titan.memory.neural.step import fits_step, is_usual, step_memory
 
 Matrices = tuple[Tensor, ...]
 
@@ -67,6 +68,8 @@ def chunk_memory(
     if fits_step(rule, state, k.shape[2], position):
         y, report, state = step_memory(q, k, v, gates, state, rule, (position or 0) % C, surprise)
         return y, report, replace(state, position=state.position + 1)
+    if position == 0 and 0 < 2 * rule.reset_every <= k.shape[2]:
+        return _side_by_side(q, k, v, gates, state, rule, initial, surprise)
     place = state.position % C
     if position is None:
         # Lay each row out from its own place on, so that the boundaries of all fall together. Slots without a
@@ -78,8 +81,21 @@ def chunk_memory(
     offset = 0 if position is None else position % C  # of the first slot in its chunk
     chunks_before = state.position // C
     outputs, reports = [v[:, :, :0]], [Surprise(*[gates.step[:, :, :0]] * 3)]
+    fusible = spans is None and _can_be_fused(q, k, v, gates, state, rule, surprise)
     while begin < length:
         end = min(length, begin + C - (offset + begin) % C)
+        if fusible and end - begin == C:
+            end = begin + (length - begin) // C * C
+            if rule.reset_every:
+                end = min(end, begin + rule.reset_every - (int(position or 0) + begin) % rule.reset_every)
+            y, report, state = _whole_chunks(q, k, v, gates, state, rule, slice(begin, end), surprise)
+            outputs += [] if y is None else [y]
+            reports += [] if report is None else [report]
+            if rule.reset_every:
+                chunks = chunks_before + (offset + end) // C
+                state = _reset(state, initial, chunks % (rule.reset_every // C) == 0)
+            begin = end
+            continue
         part = slice(begin, end)
         frame = _Frame.at(state, rule, offset + begin, end - begin, spans, place)
         y, report, state_open, written = _stretch(
@@ -114,6 +130,102 @@ def chunk_memory(
         y = None if y is None else spans.scatter(y)
         told = None if told is None else Surprise(*map(spans.scatter, told))
     return y, told, replace(state, position=after % rule.period)
+
+
+def _can_be_fused(
+    q: Tensor | None, k: Tensor, v: Tensor, gates: Gates, state: FastWeights, rule: Rule, surprise: bool
+) -> bool:
+    """Whether `fused.py` has the rule. It reports surprise, but not the gradient of every part of it."""
+    if not is_usual(rule) or (surprise and torch.is_grad_enabled()) or k.shape[2] < rule.chunk_size:
+        return False
+    return can_fuse(q, k, v, gates.step, gates.log_keep, gates.log_momentum, *state.weights, *state.momentum)
+
+
+def _whole_chunks(
+    q: Tensor | None,
+    k: Tensor,
+    v: Tensor,
+    gates: Gates,
+    state: FastWeights,
+    rule: Rule,
+    part: slice,
+    surprise: bool,
+) -> tuple[Tensor | None, Surprise | None, FastWeights]:
+    """The tokens in `part`, whole chunks from a boundary on."""
+    made = fused_chunks(
+        None if q is None else q[:, :, part],
+        k[:, :, part],
+        v[:, :, part],
+        gates.step[:, :, part],
+        gates.log_keep[:, :, part],
+        None if gates.log_momentum is None else gates.log_momentum[:, :, part],
+        state.weights,
+        state.momentum,
+        chunk_size=rule.chunk_size,
+        exact=rule.gradient == "exact",
+        activation=rule.structure.activation,
+        lower_step=rule.lower_step,
+        step_norm=rule.step_norm,
+        checkpoint=rule.checkpoint,
+    )
+    report = None
+    if surprise:
+        top = made.loss * (made.size - 1)
+        lower = (made.gradient - top).clamp(min=0)
+        unit = gates.step[:, :, part] / (made.size if rule.step_norm else 1)
+        moved = (rule.lower_step**2 * lower + top).clamp(min=1e-30).sqrt()
+        report = Surprise(made.loss, made.gradient.clamp(min=1e-30).sqrt(), unit * moved)
+    anchor = made.weights if state.anchor else ()
+    return made.y, report, replace(state, weights=made.weights, momentum=made.momentum, anchor=anchor)
+
+
+def _side_by_side(
+    q: Tensor | None,
+    k: Tensor,
+    v: Tensor,
+    gates: Gates,
+    state: FastWeights,
+    rule: Rule,
+    initial: Matrices,
+    surprise: bool,
+) -> tuple[Tensor | None, Surprise | None, FastWeights]:
+    """Whole stretches between two resets as rows of a batch, for they know nothing of each other; then the rest."""
+    B, stretch = k.shape[0], rule.reset_every
+    n = k.shape[2] // stretch
+
+    def fold(x: Tensor) -> Tensor:  # [B, H, n R, ...] -> [B n, H, R, ...]
+        return x[:, :, : n * stretch].unflatten(2, (n, stretch)).transpose(1, 2).flatten(0, 1)
+
+    def unfold(x: Tensor) -> Tensor:
+        return x.unflatten(0, (B, n)).transpose(1, 2).flatten(2, 3)
+
+    fresh = FastWeights.start(initial, bool(state.momentum), rule)
+    given = iter(fresh.tensors().values())
+    start = state.map(lambda x: torch.cat([x[:, None], next(given).to(x)[:, None].expand(-1, n - 1, *x.shape[1:])], 1))
+    start = start.map(lambda x: x.flatten(0, 1))
+    each = tuple(x.repeat_interleave(n, 0) for x in initial)
+    asked = None if q is None else fold(q)
+    y, told, after = chunk_memory(
+        asked, fold(k), fold(v), gates.map(fold), start, rule, initial=each, surprise=surprise
+    )
+    state = after.map(lambda x: x.unflatten(0, (B, n))[:, -1])
+    rest = slice(n * stretch, None)
+    last = None if q is None else q[:, :, rest]
+    y_rest, told_rest, state = chunk_memory(
+        last,
+        k[:, :, rest],
+        v[:, :, rest],
+        gates.map(lambda x: x[:, :, rest]),
+        state,
+        rule,
+        initial=initial,
+        surprise=surprise,
+    )
+    if y is not None and y_rest is not None:
+        y = torch.cat([unfold(y), y_rest], 2)
+    if told is not None and told_rest is not None:
+        told = Surprise(*(torch.cat([unfold(a), b], 2) for a, b in zip(told, told_rest, strict=True)))
+    return y, told, state
 
 
 def present_weights(state: FastWeights, rule: Rule) -> tuple[Matrices, Matrices]:

@@ -211,7 +211,7 @@ class NeuralMemory(Traceable, PyTorchModelHubMixin):
         gates = self.gating(x, dtype)
         asked = q if read else None
         with torch.autocast(x.device.type, enabled=False):
-            fast: FastWeights = state
+            fast = FastWeights(**_fields(state))
             if config.algorithm == "solve":
                 y, told, fast = mesa_memory(asked, k, v, gates, fast, config.ridge, valid=mask, surprise=report)
             else:

@@ -1,7 +1,7 @@
 """One token, as a model that generates needs it: `chunk.py` for T = 1, with no weight written and none copied.
 
-For the usual rule (an MLP, l2, one decay a head), inside a chunk, without gradients. With W, S at the chunk's start, and
-for every earlier token i of the chunk how much of it is in the weights, g_i, and in the momentum, m_i, a token makes
+For the usual rule (an MLP, l2, one decay a head), inside a chunk, without gradients. With W, S at the chunk's start,
+and for every earlier token i of it how much of it is in the weights, g_i, and in the momentum, m_i, a token makes
 
     m_i <- eta m_i,  g_i <- a g_i + m_i    and likewise (b, f, m_0) of W and S themselves;    g = m = theta for its own
 """
