@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 
 import laws
-from memory_titan.memory.neural.chunk import chunk_memory, present_weights
+from memory_titan.memory.neural.carry import present_weights
+from memory_titan.memory.neural.chunk import chunk_memory
 from memory_titan.memory.neural.naive import naive_memory
 from memory_titan.memory.neural.rule import FastWeights, Gates, Rule, refusal
 from memory_titan.memory.neural.structure import Structure

@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from memory_titan.memory.neural.chunk import chunk_memory, present_weights, read_memory
+from memory_titan.memory.neural.carry import present_weights
+from memory_titan.memory.neural.chunk import chunk_memory, read_memory
 from memory_titan.memory.neural.config import NeuralMemoryConfig
 from memory_titan.memory.neural.features import feature_size, polynomial_features
 from memory_titan.memory.neural.mesa import mesa_memory, read_mesa
