@@ -197,11 +197,28 @@ def test_100k_tokens_stay_finite(options, kind):
         laws.stays_finite(memory, tokens(batch=1, length=length).float() * 3, 102_400)
 
 
+@pytest.mark.parametrize("kind", ["random", "constant"])
+@pytest.mark.parametrize("name", PRESETS)
+def test_20k_tokens_stay_finite(name, kind):
+    """Every preset as it comes, chunks of its own length."""
+    torch.manual_seed(0)
+    memory = NeuralMemory.preset(name, DIM, heads=HEADS)
+    laws.stays_finite(memory, tokens(batch=1, length=4096 if kind == "random" else 1).float() * 3, 20_480)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("options", SHAPES)
 def test_a_million_tokens_stay_finite(options):
     torch.manual_seed(0)
     memory = NeuralMemory(**{"dim": DIM, "heads": HEADS, "chunk_size": 64, **options})
+    laws.stays_finite(memory, tokens(batch=1, length=4096).float(), 1_048_576)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_million_tokens_stay_finite_in_the_family(name):
+    torch.manual_seed(0)
+    memory = NeuralMemory.preset(name, DIM, heads=HEADS)
     laws.stays_finite(memory, tokens(batch=1, length=4096).float(), 1_048_576)
 
 

@@ -41,6 +41,8 @@ class Scalar:
         cls, gates: Gates, state: FastWeights, old: int, positions: Tensor, rule: Rule, present: Tensor | None
     ) -> Scalar:
         """`positions` `[o + c]`: places in the chunk; `present` `[B, o + c]`: which hold a token (None: all)."""
+        if rule.muon and rule.window == 1:
+            return cls._for_muon(gates, state, old, rule)
         log_keep = gates.log_keep.clamp(min=LOG_FLOOR)
         theta, c = gates.step, gates.step.shape[2]
         b, L = log_keep.cumsum(-1).exp(), products(log_keep)
@@ -87,6 +89,20 @@ class Scalar:
             b_before, G_before = b_before * keep, G_before * keep[..., None]
             f_before = None if f_before is None else f_before * keep
         return cls(b, G, f, b_before, f_before, G_before, M_end, m_end, muon)
+
+    @classmethod
+    def _for_muon(cls, gates: Gates, state: FastWeights, old: int, rule: Rule) -> Scalar:
+        """Muon asks only what is there at the end: c numbers, not c by c, for its chunks may be thousands long."""
+        assert gates.log_momentum is not None
+        log_keep, log_momentum = (x.clamp(min=LOG_FLOOR) for x in (gates.log_keep, gates.log_momentum))
+        b0, _, m0, e0 = state.scale.unbind(-1)
+        b, m_end = log_keep.cumsum(-1).exp(), log_momentum.sum(-1).exp()
+        muon = e0 * b[..., -1] + (_to_the_end(log_keep) * gates.step).sum(-1) / rule.anchor_every
+        carried = m_end[..., None] * state.coefficients[:, :, :old, 1]
+        M_end = torch.cat([carried, _to_the_end(log_momentum) * gates.step], -1)
+        none, b = torch.zeros_like(M_end)[..., None, :], b * b0[..., None]
+        f = torch.zeros_like(b)
+        return cls(b, none, f, b, f, none, M_end, m_end * m0, muon)
 
     def carried(self, i: int, x: Tensor, state: FastWeights, before: bool = False) -> Tensor:
         """x times what the state brings into matrix i: `[B, H, c, out]`."""
@@ -217,6 +233,12 @@ def products(log_gate: Tensor) -> Tensor:
     lower = torch.ones(c, c, dtype=torch.bool, device=log_gate.device).tril()
     sums = log_gate[..., :, None].expand(*log_gate.shape, c).masked_fill(~lower.tril(-1), 0.0).cumsum(-2)
     return sums.masked_fill(~lower, -torch.inf).exp()
+
+
+def _to_the_end(log_gate: Tensor) -> Tensor:
+    """`[..., c]`: exp of the sum over all later tokens."""
+    later = torch.cat([log_gate[..., 1:], torch.zeros_like(log_gate[..., :1])], -1)
+    return later.flip(-1).cumsum(-1).flip(-1).exp()
 
 
 def _before(x: Tensor, first: Tensor) -> Tensor:
