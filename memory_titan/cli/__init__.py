@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from functools import wraps
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 # Torch's threads wait for each other by spinning: beside any other busy process that makes two threads on two cores
 # many times slower than one. Waiting asleep costs almost nothing. It is read when torch is imported.
@@ -17,41 +16,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import click
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from memory_titan import __version__
+from memory_titan.cli.bench import bench, presets_command
+from memory_titan.cli.common import Refusal, plainly, steps
 
 _SAVE_EVERY = 500  # sentences between two savings while reading
-
-
-class _Refusal(click.ClickException):
-    """Bad input: one clear line, exit code 2."""
-
-    exit_code = 2
-
-
-def _refuse(error: Exception) -> NoReturn:
-    message = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, OSError) and error.strerror:
-        message = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    raise _Refusal(message) from error
-
-
-def _plainly(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Turn what can go wrong with what was given into one line and exit code 2."""
-
-    @wraps(command)
-    def run(*args: Any, **options: Any) -> Any:
-        try:
-            return command(*args, **options)
-        except KeyboardInterrupt:
-            click.echo("interrupted; nothing was written", err=True)
-            raise SystemExit(130) from None
-        except (ValueError, OSError) as error:  # MemoryFileError, ModelError and TextError are ValueErrors
-            _refuse(error)
-
-    return run
 
 
 _MODEL = click.option(
@@ -93,7 +65,7 @@ def main() -> None:
 @_MODEL
 @click.option("--slots", type=click.IntRange(min=1), help="Sentences a NEW memory can address.  [default: 2048]")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
-@_plainly
+@plainly
 def remember(text: Path, path: Path, model: str, slots: int | None, quiet: bool) -> None:
     """Read TEXT (UTF-8, any length) sentence by sentence into a memory.
 
@@ -106,12 +78,12 @@ def remember(text: Path, path: Path, model: str, slots: int | None, quiet: bool)
 
     size = sum(len(piece) for piece in read_text(text))  # all of it is checked before anything is written
     if not path.parent.is_dir():
-        raise _Refusal(f"no such folder: {path.parent}")
+        raise Refusal(f"no such folder: {path.parent}")
     if path.exists():
         _must_exist(path)
         load_header(path)
         if slots is not None:
-            raise _Refusal(f"{path} exists; --slots is for a new memory")
+            raise Refusal(f"{path} exists; --slots is for a new memory")
     config = RecollectionConfig() if slots is None else RecollectionConfig(slots=slots)
     engine = _engine(model, path, config, quiet)
     console = Console(stderr=True, quiet=quiet)
@@ -159,7 +131,7 @@ def remember(text: Path, path: Path, model: str, slots: int | None, quiet: bool)
 @click.option("--threshold", type=float, help="Evidence in nats from which the memory speaks.  [default: 11]")
 @click.option("--max-tokens", type=click.IntRange(1, 4096), default=64, show_default=True, help="Longest answer.")
 @_JSON
-@_plainly
+@plainly
 def ask(
     question: str, path: Path, model: str, explain: bool, no_memory: bool, threshold: float | None, max_tokens: int,
     as_json: bool,
@@ -170,7 +142,7 @@ def ask(
     otherwise the answer is the bare model's, word for word. Asking changes nothing in the memory file.
     """
     if not question.strip():
-        raise _Refusal("the question is empty")
+        raise Refusal("the question is empty")
     _must_exist(path)
     engine = _engine(model, path, quiet=True)
     if threshold is not None:
@@ -202,7 +174,7 @@ def ask(
 @main.command()
 @click.argument("path", metavar="FILE", type=click.Path(path_type=Path))
 @_JSON
-@_plainly
+@plainly
 def inspect(path: Path, as_json: bool) -> None:
     """Show what is in a memory FILE: sizes, writes, surprise, how full it is. Needs no model."""
     from memory_titan.hybrid.memory import load_header
@@ -230,7 +202,7 @@ def inspect(path: Path, as_json: bool) -> None:
             "surprise": f"{surprise:.2f}, mean of what is held, when it was written",
         }
     except (KeyError, TypeError, ZeroDivisionError) as error:
-        raise _Refusal(f"{path} is damaged: {error}") from error
+        raise Refusal(f"{path} is damaged: {error}") from error
     if as_json:
         figures = {"used": used, "tokens": tokens, "load": load, "bytes": path.stat().st_size}
         click.echo(json.dumps({"header": header, "held": figures}, indent=1))
@@ -247,7 +219,7 @@ def inspect(path: Path, as_json: bool) -> None:
 @_MODEL
 @click.option("--yes", is_flag=True, help="Do not ask before forgetting.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be forgotten.")
-@_plainly
+@plainly
 def forget(words: str, path: Path, model: str, yes: bool, dry_run: bool) -> None:
     """Erase from a memory what it holds about WORDS (a topic, a question, or the sentence itself).
 
@@ -255,7 +227,7 @@ def forget(words: str, path: Path, model: str, yes: bool, dry_run: bool) -> None
     and asks first.
     """
     if not words.strip():
-        raise _Refusal("nothing was named to forget")
+        raise Refusal("nothing was named to forget")
     _must_exist(path)
     engine = _engine(model, path, quiet=True)
     found = engine.find(words)
@@ -278,7 +250,7 @@ def forget(words: str, path: Path, model: str, yes: bool, dry_run: bool) -> None
     "--report", type=click.Path(path_type=Path), default=Path("reports/demo.html"), show_default=True,
     help="Where the HTML report goes.",
 )  # fmt: skip
-@_plainly
+@plainly
 def demo(model: str, report: Path) -> None:
     """Three facts and some general questions: with memory, without, and with the facts in the context."""
     from memory_titan.app.demo import run_demo
@@ -297,7 +269,7 @@ def evaluate() -> None:
 @_MODEL
 @click.option("--no-bare", is_flag=True, help="Skip asking the facts without memory (it takes a third of the time).")
 @_JSON
-@_plainly
+@plainly
 def evaluate_recall_command(split: str, model: str, no_bare: bool, as_json: bool) -> None:
     """60 facts among 302 ordinary sentences, each asked for in other words; 30 general and 20 unknown questions."""
     from memory_titan.evaluation.recall import evaluate_recall, load_recall_data
@@ -305,7 +277,7 @@ def evaluate_recall_command(split: str, model: str, no_bare: bool, as_json: bool
 
     data, frozen = load_recall_data(split), load_frozen(model)
     total = len(data.items) * (2 if no_bare else 3) + len(data.ordinary) + len(data.general) + len(data.unknown)
-    with _steps(total) as step:
+    with steps(total) as step:
         report = evaluate_recall(frozen, data, bare=not no_bare, on_step=step)
     summary = report.summary()
     if as_json:
@@ -335,7 +307,7 @@ def evaluate_recall_command(split: str, model: str, no_bare: bool, as_json: bool
 @click.option("--asked", type=click.IntRange(0), default=20, show_default=True, help="Facts asked for at each mark.")
 @_MODEL
 @_JSON
-@_plainly
+@plainly
 def evaluate_retention_command(text: Path | None, plot: Path | None, asked: int, model: str, as_json: bool) -> None:
     """How long the first facts last, over the sentences read after them; pace and file size beside it."""
     from memory_titan.evaluation.recall import load_recall_data
@@ -362,6 +334,10 @@ def evaluate_retention_command(text: Path | None, plot: Path | None, asked: int,
         click.echo(json.dumps(as_rows(marks), indent=1))
 
 
+main.add_command(presets_command)
+main.add_command(bench)
+
+
 def _engine(model: str, path: Path, config: Any = None, quiet: bool = False) -> Any:
     from memory_titan.hybrid.engine import HybridEngine
     from memory_titan.hybrid.frozen import DEFAULT_MODEL, cache_folder
@@ -376,19 +352,6 @@ def _engine(model: str, path: Path, config: Any = None, quiet: bool = False) -> 
 
 def _must_exist(path: Path) -> None:
     if not path.exists():
-        raise _Refusal(f"no such memory file: {path}")
+        raise Refusal(f"no such memory file: {path}")
     if path.is_dir():
-        raise _Refusal(f"{path} is a folder, not a memory file")
-
-
-@contextmanager
-def _steps(total: int) -> Iterator[Callable[[str], None]]:
-    console = Console(stderr=True)
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("reading", total=total)
-        yield lambda label: progress.update(task, advance=1, description=label)
-
-
-if __name__ == "__main__":
-    main()
+        raise Refusal(f"{path} is a folder, not a memory file")

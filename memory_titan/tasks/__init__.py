@@ -1,0 +1,1 @@
+"""Tasks that a memory is trained and tested on: one file a task, whose docstring draws a sample."""
