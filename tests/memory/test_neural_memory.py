@@ -38,7 +38,8 @@ SWITCHES = [
         {"reset_every": 10},
         {"read": "chunk"},
         {"step": "fixed", "init": "fixed"},
-        {"checkpoint": 2},
+        {"checkpoint": 2},  # of the fused form, and of the general one
+        {"checkpoint": 1, "bias": "huber", "rule": "anchored"},
     )
 ]
 FAMILY = [pytest.param({"preset": name}, id=name) for name in PRESETS]

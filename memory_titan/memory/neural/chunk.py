@@ -20,6 +20,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor
 
 from memory_titan.memory.neural.bias import bias_gradient, bias_loss
@@ -76,6 +77,9 @@ def chunk_memory(
     if fits_step(rule, state, k.shape[2], position):
         y, report, state = step_memory(q, k, v, gates, state, rule, (position or 0) % C, surprise)
         return y, report, replace(state, position=state.position + 1)
+    fusible = position is not None and _can_be_fused(q, k, v, gates, state, rule, surprise)
+    if rule.checkpoint and not fusible and torch.is_grad_enabled() and k.shape[2] > rule.checkpoint * C:
+        return _recomputed(q, k, v, gates, state, rule, initial, valid, surprise)
     if position == 0 and 0 < 2 * rule.reset_every <= k.shape[2]:
         return _side_by_side(q, k, v, gates, state, rule, initial, surprise)
     place = state.position % C
@@ -89,7 +93,6 @@ def chunk_memory(
     offset = 0 if position is None else position % C  # of the first slot in its chunk
     chunks_before = state.position // C
     outputs, reports = [v[:, :, :0]], [Surprise(*[gates.step[:, :, :0]] * 3)]
-    fusible = spans is None and _can_be_fused(q, k, v, gates, state, rule, surprise)
     while begin < length:
         end = min(length, begin + C - (offset + begin) % C)
         if fusible and end - begin == C:
@@ -138,6 +141,41 @@ def chunk_memory(
         y = None if y is None else spans.scatter(y)
         told = None if told is None else Surprise(*map(spans.scatter, told))
     return y, told, replace(state, position=after % rule.period)
+
+
+def _recomputed(
+    q: Tensor | None,
+    k: Tensor,
+    v: Tensor,
+    gates: Gates,
+    state: FastWeights,
+    rule: Rule,
+    initial: Matrices,
+    valid: Tensor | None,
+    surprise: bool,
+) -> tuple[Tensor | None, Surprise | None, FastWeights]:
+    """In pieces of `rule.checkpoint` chunks, of which only the state between them is kept for the backward pass."""
+    plain, span = replace(rule, checkpoint=0), rule.checkpoint * rule.anchor_every
+    ys, told = [], []
+    for begin in range(0, k.shape[2], span):
+        part = slice(begin, begin + span)
+        y, report, state = torch.utils.checkpoint.checkpoint(
+            chunk_memory,
+            None if q is None else q[:, :, part],
+            k[:, :, part],
+            v[:, :, part],
+            gates.map(lambda x: x[:, :, part]),  # noqa: B023
+            state,
+            plain,
+            initial=initial,
+            valid=None if valid is None else valid[:, part],
+            surprise=surprise,
+            use_reentrant=False,
+        )
+        ys.append(y)
+        told.append(report)
+    report = Surprise(*(torch.cat(x, 2) for x in zip(*told, strict=True))) if surprise else None
+    return None if q is None else torch.cat(ys, 2), report, state
 
 
 def _can_be_fused(
