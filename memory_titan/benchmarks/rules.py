@@ -32,7 +32,7 @@ BASE: dict[str, Any] = {"heads": 1, "depth": 2, "expansion": 2}
 BOUNDS = {
     "exact": (0.0625, 0.125, 0.25, 1.0, 2.0, 4.0, 8.0, 16.0),
     "anchored": (0.0625, 0.125, 0.25, 1.0, 2.0, 4.0, 8.0, 16.0),
-    "token": (1.0,),
+    "token": (1.0, 4.0, 8.0, 16.0),
 }
 CHUNKS = (1, 4, 16, 64, 256)
 TASK = RecallTask(length=48, pairs=4, repeats=3, keys=16, values=16, filler=16)
