@@ -36,7 +36,7 @@ from memory_titan.memory.neural.carry import (
 from memory_titan.memory.neural.coefficients import Channel, Scalar
 from memory_titan.memory.neural.fused import can_fuse, fused_chunks
 from memory_titan.memory.neural.retention import answering, size_factor
-from memory_titan.memory.neural.rule import FastWeights, Gates, Rule, Surprise
+from memory_titan.memory.neural.rule import FastWeights, Gates, Rule, Surprise, safe_norm
 from memory_titan.memory.neural.spans import Spans, common_position
 from memory_titan.memory.neural.step import fits_step, is_usual, step_memory
 
@@ -340,12 +340,12 @@ def _stretch(
     scale = scale if gates.context is None else scale * gates.context
     report = None
     if surprise:
-        squares = [x.square().sum(-1) * d.square().sum(-1) for x, d in zip(inputs, deltas, strict=True)]
-        lower = sum(squares[:-1], torch.zeros_like(squares[-1]))
+        norms = [safe_norm(x) * safe_norm(d) for x, d in zip(inputs, deltas, strict=True)]
+        moved = [rule.lower_step * n for n in norms[:-1]] + norms[-1:]
         report = Surprise(
             bias_loss(rule.bias, answer, v, rule.p, gates.threshold),
-            (lower + squares[-1]).clamp(min=1e-30).sqrt(),
-            gates.step * scale * (rule.lower_step**2 * lower + squares[-1]).clamp(min=1e-30).sqrt(),
+            safe_norm(torch.stack(norms, -1)),
+            gates.step * scale * safe_norm(torch.stack(moved, -1)),
         )
     deltas = [d * (scale if i == count - 1 else scale * rule.lower_step)[..., None] for i, d in enumerate(deltas)]
     if frame.present is not None:

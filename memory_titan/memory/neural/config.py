@@ -72,6 +72,11 @@ class NeuralMemoryConfig:
         for name, least in LEAST.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}; got {getattr(self, name)}")
+        if not (self.max_step is None or self.max_step >= 0) or not self.lower_step >= 0 or not self.ridge > 0:
+            raise ValueError(
+                "max_step and lower_step must not be negative, and ridge must be positive; got "
+                f"{self.max_step}, {self.lower_step} and {self.ridge}"
+            )
         if not 1 <= self.depth <= 4:
             raise ValueError(f"depth must be 1 to 4; got {self.depth}")
         if self.features > 3:

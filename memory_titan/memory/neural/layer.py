@@ -66,6 +66,7 @@ class NeuralMemory(Traceable, PyTorchModelHubMixin):
     """
 
     trained_chunk_size: Tensor
+    _layout: tuple[tuple[Any, ...], dict[str, list[int]]] | None = None  # of the state, see `_check`
 
     def __init__(self, dim: int, **options: Any) -> None:
         super().__init__()
@@ -198,7 +199,8 @@ class NeuralMemory(Traceable, PyTorchModelHubMixin):
         state = self.initial_state(x.shape[0]) if state is None else state
         self._check(x, state)
         config, dtype = self.config, state.tail.dtype
-        mask = self._mask(x, mask)
+        mask = self._mask(x, mask, read)
+        given = x, mask
         slot = None
         if mask is not None:
             # Move the valid tokens together, so that the convolution sees no padding between them.
@@ -228,7 +230,14 @@ class NeuralMemory(Traceable, PyTorchModelHubMixin):
             tail = projected.gather(1, last[..., None].expand(-1, -1, projected.shape[2]))
         new = dataclasses.replace(state, **{**_fields(fast), "tail": tail, "tokens": state.tokens + count})
         out = None if y is None else self._output(y, x)
-        new, out = self._finite(new, out, state)
+        if out is not None and config.read == "chunk" and torch.is_grad_enabled():
+            # Before the first chunk's end nothing written is read. Gates still get a gradient, of 0: DDP wants one.
+            out = out + 0.0 * sum(gate.nan_to_num(0, 0, 0).sum() for gate in vars(gates).values() if gate is not None)
+        good = self._finite(new, out, state)
+        if good is not None:  # read again without these rows: nothing of them may reach the gradients either
+            x, mask = given
+            there = good[:, None].expand(x.shape[:2])
+            return self._run(x, state, there if mask is None else mask & there, read, report)
 
         def in_place(tokens: Tensor) -> Tensor:
             """Zero where the mask excludes, and everything back where it stood."""
@@ -251,8 +260,19 @@ class NeuralMemory(Traceable, PyTorchModelHubMixin):
             raise ValueError(f"expected x of shape [batch, time, {self.config.dim}]; got {list(x.shape)}")
         if state.batch_size != x.shape[0]:
             raise ValueError(f"the state has {state.batch_size} rows and x has {x.shape[0]}")
+        key = (self.config.chunk_size, self.config.rule, self.config.window)
+        if self._layout is None or self._layout[0] != key:
+            with torch.no_grad():
+                self._layout = key, _shapes(self.initial_state(1))
+        if self._layout[1] != (given := _shapes(state)):
+            expected = self._layout[1]
+            name = next(n for n in [*expected, *given] if expected.get(n) != given.get(n))
+            raise ValueError(
+                f"the state is that of another memory: {name} is {given.get(name, 'not there')} a row, and "
+                f"{expected.get(name, 'not there')} by this memory's configuration"
+            )
 
-    def _mask(self, x: Tensor, mask: Tensor | None) -> Tensor | None:
+    def _mask(self, x: Tensor, mask: Tensor | None, read: bool) -> Tensor | None:
         """The mask as bool; with tokens that are not finite taken out, or refused."""
         if mask is not None:
             mask = mask.to(device=x.device, dtype=torch.bool)
@@ -268,30 +288,30 @@ class NeuralMemory(Traceable, PyTorchModelHubMixin):
         told = f"{int(bad.sum())} tokens are NaN or infinite ({'; '.join(places)}{'; ...' if bad.sum() > 3 else ''})"
         if self.config.nonfinite == "raise":
             raise ValueError(f'{told}. Nothing was written. nonfinite="skip" reads the others and warns.')
-        warnings.warn(f"{told}; they are skipped", RuntimeWarning, stacklevel=4)
+        warnings.warn(f"{told}; they are skipped", RuntimeWarning, stacklevel=6 if read else 4)
         return ~bad if mask is None else mask & ~bad
 
-    def _finite(
-        self, new: NeuralMemoryState, out: Tensor | None, old: NeuralMemoryState
-    ) -> tuple[NeuralMemoryState, Tensor | None]:
-        """A row whose state would not be finite is refused, or keeps its old one and says nothing."""
+    def _finite(self, new: NeuralMemoryState, out: Tensor | None, old: NeuralMemoryState) -> Tensor | None:
+        """`[B]`, the rows whose state and output are finite; None where all are. The others are refused or named."""
+        if self.config.nonfinite == "ignore":
+            return None
         held = [(*s.weights, *s.momentum, *s.deltas, s.tail) for s in (new, old)]
         changed = [now.detach() for now, was in zip(*held, strict=True) if now is not was]
-        if self.config.nonfinite == "ignore" or not changed:
-            return new, out
-        if _is_true(torch.stack([t.sum() for t in changed]).sum().isfinite()):
-            return new, out
+        changed += [] if out is None else [out.detach()]
+        if not changed or _is_true(torch.stack([t.sum() for t in changed]).sum().isfinite()):
+            return None
         good = torch.stack([t.isfinite().flatten(1).all(1) for t in changed]).all(0)
         if _is_true(good.all()):  # only the sum was too large
-            return new, out
+            return None
         rows = (~good).nonzero()[:, 0].tolist()
+        stale = torch.stack([t.isfinite().flatten(1).all(1) for t in held[1]]).all(0)
+        if not _is_true(stale.all()):
+            raise ValueError(f"the state is not finite in rows {(~stale).nonzero()[:, 0].tolist()} to begin with")
         told = f"the values in rows {rows} are too large: the memory's weights would not be finite"
         if self.config.nonfinite == "raise":
             raise FloatingPointError(f'{told}. Nothing was written. nonfinite="skip" leaves such rows as they were.')
-        warnings.warn(f"{told}; these rows stay as they were", RuntimeWarning, stacklevel=4)
-        kept = iter(old.tensors().values())
-        new = new.map(lambda x: torch.where(good.view(-1, *[1] * (x.dim() - 1)), x, next(kept)))
-        return new, out if out is None else torch.where(good[:, None, None], out, 0.0)
+        warnings.warn(f"{told}; these rows stay as they were", RuntimeWarning, stacklevel=4 if out is None else 6)
+        return good
 
     def _initial(self, batch_size: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
         return tuple(w.to(dtype).expand(batch_size, *w.shape) for w in self.init_weights)
@@ -343,6 +363,10 @@ class NeuralMemory(Traceable, PyTorchModelHubMixin):
                 stacklevel=2,
             )
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _shapes(state: NeuralMemoryState) -> dict[str, list[int]]:
+    return {name: list(tensor.shape[1:]) for name, tensor in state.tensors().items()}
 
 
 MESA = Rule(gradient="token")  # its state is that of a chunk of one: nothing but weights

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from memory_titan.memory.neural.coefficients import products
-from memory_titan.memory.neural.rule import LOG_FLOOR, FastWeights, Gates, Surprise
+from memory_titan.memory.neural.rule import LOG_FLOOR, FastWeights, Gates, Surprise, safe_norm
 
 CHUNK = 16  # tokens at a time; no part of the function
 
@@ -50,7 +50,7 @@ def mesa_memory(
         if surprise:
             before_H, before_G = (torch.cat([a[:, :, None], at[:, :, :-1]], 2) for a, at in ((H, Hs), (G, Gs)))
             error = _answer(x, before_H, before_G, ridge) - y
-            norm = (error.square().sum(-1) * x.square().sum(-1)).clamp(min=1e-30).sqrt()
+            norm = safe_norm(error) * safe_norm(x)
             reports.append(Surprise(error.square().sum(-1), norm, theta * norm))
         H, G = Hs[:, :, -1], Gs[:, :, -1]
     out = None if q is None else torch.cat(outputs, 2)
@@ -69,7 +69,9 @@ def read_mesa(q: Tensor, state: FastWeights, ridge: float) -> Tensor:
 
 def _factor(H: Tensor, ridge: float) -> Tensor:
     """The Cholesky factor of H + ridge. It would read one triangle only, and gradients go to both."""
-    return torch.linalg.cholesky((H + H.mT) / 2 + ridge * torch.eye(H.shape[-1], dtype=H.dtype, device=H.device))
+    A = (H + H.mT) / 2 + ridge * torch.eye(H.shape[-1], dtype=H.dtype, device=H.device)
+    factor, failed = torch.linalg.cholesky_ex(A)  # what is too large is the caller's to refuse, row by row
+    return torch.where(failed[..., None, None] == 0, factor, torch.nan)
 
 
 def naive_mesa(

@@ -26,8 +26,10 @@ def size_factor(retention: Retention, accumulated: Tensor, q: float) -> Tensor |
     if retention != "lq":
         return None
     # Half a power of a sum of squares: no root of zero, whose gradient is infinite.
-    size = accumulated.abs().pow(q).sum((-2, -1), keepdim=True)
-    return size.clamp(min=1.0).pow((2 - q) / q)
+    # Over the largest entry, or the power overflows where A does not: a factor of 0 then, and 0 * inf behind it.
+    top = accumulated.detach().abs().amax((-2, -1), keepdim=True).clamp(min=1.0)
+    size = (accumulated / top).abs().pow(q).sum((-2, -1), keepdim=True)
+    return torch.maximum(size, top.pow(-q)).pow((2 - q) / q) * top.pow(2 - q)
 
 
 def answering(retention: Retention, accumulated: Tensor, q: float) -> Tensor:

@@ -151,7 +151,8 @@ class Surprise(NamedTuple):
 
     loss: the attentional bias; for l2, `|M(k) - v|^2`.
     gradient: the norm of its gradient over all weights (for l2, of half the loss), the step not counted.
-    write: the norm of what the token's own step adds to the weights.
+    write: the norm of what the token's own loss adds to the weights by its own step; with windows or Muon that is not
+        all that it moves.
     """
 
     loss: Tensor
@@ -218,3 +219,9 @@ def flush_small(x: Tensor, floor: float = 1e-30) -> Tensor:
     A state that decays for long passes through the denormal numbers, on which CPUs are many times slower.
     """
     return torch.where(x.abs() < floor, 0.0, x)
+
+
+def safe_norm(x: Tensor) -> Tensor:
+    """The norm over the last dimension, which does not overflow where it is itself in range, with a gradient at 0."""
+    top = x.detach().abs().amax(-1).clamp(min=1e-30)
+    return top * (x / top[..., None]).square().sum(-1).clamp(min=1e-30).sqrt()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,10 @@ class Traceable(nn.Module):
 
     traces: list[Trace] | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy of a watched memory is not watched."""
+        return {name: value for name, value in self.__dict__.items() if name != "traces"}
+
 
 @contextmanager
 def trace(module: nn.Module) -> Iterator[dict[str, list[Trace]]]:
@@ -47,13 +52,14 @@ def trace(module: nn.Module) -> Iterator[dict[str, list[Trace]]]:
     """
     memories = {name: part for name, part in module.named_modules() if isinstance(part, Traceable)}
     collected: dict[str, list[Trace]] = {name: [] for name in memories}
+    before = {name: memory.traces for name, memory in memories.items()}
     for name, memory in memories.items():
         memory.traces = collected[name]
     try:
         yield collected
     finally:
-        for memory in memories.values():
-            memory.traces = None
+        for name, memory in memories.items():
+            memory.traces = before[name]
 
 
 def writing_price(traces: dict[str, list[Trace]]) -> Tensor:
