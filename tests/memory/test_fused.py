@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from memory_titan.memory.neural.fused import SLAB, can_fuse, fused_chunks
+from memory_titan.memory.neural.fused.node import SLAB, can_fuse, fused_chunks
 
 DTYPE = torch.float64
 

@@ -34,7 +34,7 @@ from memory_titan.memory.neural.carry import (
     reset_rows,
 )
 from memory_titan.memory.neural.coefficients import Channel, Scalar
-from memory_titan.memory.neural.fused import can_fuse, fused_chunks
+from memory_titan.memory.neural.fused.node import can_fuse, fused_chunks
 from memory_titan.memory.neural.retention import answering, size_factor
 from memory_titan.memory.neural.rule import FastWeights, Gates, Rule, Surprise, safe_norm
 from memory_titan.memory.neural.spans import Spans, common_position
@@ -181,7 +181,7 @@ def _recomputed(
 def _can_be_fused(
     q: Tensor | None, k: Tensor, v: Tensor, gates: Gates, state: FastWeights, rule: Rule, surprise: bool
 ) -> bool:
-    """Whether `fused.py` has the rule. It reports surprise, but not the gradient of every part of it."""
+    """Whether `fused/` has the rule. It reports surprise, but not the gradient of every part of it."""
     if not is_usual(rule) or (surprise and torch.is_grad_enabled()) or k.shape[2] < rule.chunk_size:
         return False
     return can_fuse(q, k, v, gates.step, gates.log_keep, gates.log_momentum, *state.weights, *state.momentum)

@@ -1,4 +1,4 @@
-"""One chunk of `fused.py`, backwards: `forward_chunk` line by line from its end. g_x is the outer loss's gradient at x.
+"""One chunk of `node.py`, backwards: `forward_chunk` line by line from its end. g_x is the outer loss's gradient at x.
 
 For a product with a weighed sum of states, u = b (x W) + f (x S), and for an update W -= x^T diag(w) d alike, the
 gradient of the weights (b, f, w) is a row's scalar product, taken on whichever side is the narrow one.
@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from memory_titan.memory.neural.fused_data import Chunks, Gates, Options, Results, Scratch, Slot
-from memory_titan.memory.neural.fused_forward import act, below, times_slope
+from memory_titan.memory.neural.fused.data import Chunks, Gates, Options, Results, Scratch, Slot
+from memory_titan.memory.neural.fused.forward import act, below, times_slope
 
 
 class Incoming(NamedTuple):

@@ -1,4 +1,4 @@
-"""The gates of whole chunks multiplied up, for `fused.py`: forward and backward by hand, in few passes over memory."""
+"""The gates of whole chunks multiplied up, for `node.py`: forward and backward by hand, in few passes over memory."""
 
 from __future__ import annotations
 

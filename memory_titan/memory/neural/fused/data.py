@@ -1,4 +1,4 @@
-"""What `fused.py` works on: a run's tensors, whole and chunk by chunk. Notation as in `chunk.py`, N = B * H heads."""
+"""What `node.py` works on: a run's tensors, whole and chunk by chunk. Notation as in `chunk.py`, N = B * H heads."""
 
 from __future__ import annotations
 

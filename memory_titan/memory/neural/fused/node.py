@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from memory_titan.memory.neural.fused_backward import Incoming, backward_chunk
-from memory_titan.memory.neural.fused_data import Chunks, Gates, Options, Results, Scratch, Slot, each
-from memory_titan.memory.neural.fused_forward import forward_chunk
-from memory_titan.memory.neural.fused_gates import SMALL, GateProducts
+from memory_titan.memory.neural.fused.backward import Incoming, backward_chunk
+from memory_titan.memory.neural.fused.data import Chunks, Gates, Options, Results, Scratch, Slot, each
+from memory_titan.memory.neural.fused.forward import forward_chunk
+from memory_titan.memory.neural.fused.gates import SMALL, GateProducts
 
 FLUSH_EVERY = 4  # chunks between two looks for such numbers in the state
 SLAB = 16  # chunks prepared at a time where no gradient is wanted, so that memory does not grow with the length

@@ -1,4 +1,4 @@
-"""One chunk of `fused.py`, forwards. Notation as in `chunk.py`.
+"""One chunk of `node.py`, forwards. Notation as in `chunk.py`.
 
 Products go into buffers made once; `baddbmm_` adds them where they belong. A chunk's tensors have N = B * H in front.
 The step theta' = theta / (1 + |h|^2) enters through P = G diag(theta') alone, whose last row also weighs the update.
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from memory_titan.memory.neural.fused_data import Chunks, Gates, Options, Results, Scratch, Slot
+from memory_titan.memory.neural.fused.data import Chunks, Gates, Options, Results, Scratch, Slot
 
 
 def act(z: Tensor, activation: str, out: Tensor) -> Tensor:
