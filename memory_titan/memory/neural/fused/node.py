@@ -25,6 +25,7 @@ from memory_titan.memory.neural.fused.backward import Incoming, backward_chunk
 from memory_titan.memory.neural.fused.data import Chunks, Gates, Options, Results, Scratch, Slot, each
 from memory_titan.memory.neural.fused.forward import forward_chunk
 from memory_titan.memory.neural.fused.gates import SMALL, GateProducts
+from memory_titan.memory.neural.fused.threads import head_groups, side_by_side
 
 FLUSH_EVERY = 4  # chunks between two looks for such numbers in the state
 SLAB = 16  # chunks prepared at a time where no gradient is wanted, so that memory does not grow with the length
@@ -134,7 +135,24 @@ def _prepare(q: Tensor | None, k: Any, v: Any, step: Any, keep: Any, eta: Tensor
 
 
 def _without_gradients(options: Options, tokens: list[Tensor | None], start: list[Tensor]) -> Any:
-    """y, loss, norm, size, state; a few chunks prepared at a time."""
+    """y, loss, norm, size, state."""
+    groups = head_groups(start[0].shape[0], start[0].device)
+    made = side_by_side(
+        lambda heads: _read_on(options, [None if x is None else x[heads] for x in tokens], [x[heads] for x in start]),
+        groups,
+    )
+    return *(_joined(parts) for parts in zip(*(one[:4] for one in made), strict=True)), [
+        _joined(parts) for parts in zip(*(one[4] for one in made), strict=True)
+    ]
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    """Groups of heads together again; None stays None."""
+    return parts[0] if parts[0] is None or len(parts) == 1 else torch.cat(list(parts))
+
+
+def _read_on(options: Options, tokens: list[Tensor | None], start: list[Tensor]) -> Any:
+    """y, loss, norm, size, state of some heads; a few chunks prepared at a time."""
     k, v, step = (x for x in tokens[1:4] if x is not None)
     state = [x.clone(memory_format=torch.contiguous_format) for x in start]
     y = None if tokens[0] is None else torch.empty_like(v, memory_format=torch.contiguous_format)
@@ -196,61 +214,97 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, options: Options, *tensors: Any) -> Any:
         chunks, start = Chunks(*tensors[: len(Chunks._fields)]), tensors[len(Chunks._fields) :]
-        n = chunks.k.shape[1]
-        results = Results.allocate(chunks, options.depth)
-        state = [x.clone(memory_format=torch.contiguous_format) for x in start]
-        whole = not 0 < options.checkpoint < n
-        slots = [Slot.allocate(chunks, state, options.depth, keep=whole) for _ in range(n if whole else 1)]
-        work, starts = _Work(chunks.split(), Gates.of(chunks), results.split(), Scratch()), []
-        for span in _spans(n, options.checkpoint):
-            if not whole:
-                starts.append([x.clone() for x in state])
-            _run(options, work, span, slots, state, last=True)
+        groups = head_groups(chunks.k.shape[0], chunks.k.device)
+        made = side_by_side(lambda heads: _forward(options, _some(chunks, heads), [x[heads] for x in start]), groups)
         ctx.save_for_backward(*(x for x in chunks if x is not None))
         ctx.given = [x is not None for x in chunks]
-        ctx.options, ctx.starts, ctx.slots = options, starts, slots if whole else None
-        ctx.error, ctx.size, ctx.shapes = results.error, results.size, [x.shape for x in state]
+        ctx.groups, ctx.records = groups, [record for _, record in made]
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(results.size)
-        return results.y, *results.loss(), results.size, *state
+        results = [_joined(parts) for parts in zip(*(outputs for outputs, _ in made), strict=True)]
+        ctx.mark_non_differentiable(results[3])
+        return tuple(results)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *given: Any) -> Any:
-        g_y, g_loss, g_norm, _, *g_final = given  # of size there is none
-        options, slots, error, saved = ctx.options, ctx.slots, ctx.error, iter(ctx.saved_tensors)
-        chunks = Chunks._make(next(saved) if given else None for given in ctx.given)
-        n = chunks.k.shape[1]
-        g_state = [chunks.k.new_zeros(shape) for shape in ctx.shapes]
-        for x, g in zip(g_state, g_final, strict=True):
-            if g is not None:
-                x.copy_(g)
-        grads = Chunks._make(None if x is None else torch.empty_like(x) for x in chunks)
-        for term in (grads.b, grads.f, grads.m_end):  # sums of several terms; the others are written once
-            if term is not None:
-                term.zero_()
-        g_results = (g_y, None if g_loss is None else 2 * g_loss[..., None] * error, g_norm)
-        incoming = [Incoming(*row[:3]) for row in zip(*map(each, g_results), range(n), strict=False)]
-        room, g_chunks = Scratch(), grads.split()
-        y = None if g_y is None else torch.empty_like(error[:, :1]).expand_as(error)  # made again, and of no use
-        norms = error.new_empty(2 * options.depth - 2, *error.shape[:1], 1, error.shape[2])
-        results = Results(y, error, ctx.size, norms.expand(-1, -1, n, -1))
-        work = _Work(chunks.split(), Gates.of(chunks), results.split(), room)
-        spans = _spans(n, options.checkpoint)
-        if slots is None:
-            slots = [Slot.allocate(chunks, g_state, options.depth, keep=True) for _ in spans[0]]
-        for span in reversed(spans):
-            if ctx.slots is None:
-                start = [x.clone() for x in ctx.starts[span.start // options.checkpoint]]
-                _run(options, work, span, slots, start, last=False)
-            for c in reversed(span):
-                here = work.chunks[c], work.gates[c], slots[c - span.start], work.results[c]
-                backward_chunk(options, *here, incoming[c], g_chunks[c], g_state, room)
-                if c % FLUSH_EVERY == 0:
-                    _flush(g_state)
-        if g_y is None:
-            grads = grads._replace(bq=None, fq=None, qk=None)
-        return None, *grads, *g_state
+        saved = iter(ctx.saved_tensors)
+        chunks = Chunks._make(next(saved) if there else None for there in ctx.given)
+        records = dict(zip(map(str, ctx.groups), ctx.records, strict=True))
+        made = side_by_side(
+            lambda heads: _backward(
+                records[str(heads)], _some(chunks, heads), [None if g is None else g[heads] for g in given]
+            ),
+            ctx.groups,
+        )
+        return None, *(_joined(parts) for parts in zip(*made, strict=True))
+
+
+class _Record(NamedTuple):
+    """What some heads' forward pass leaves for the backward one."""
+
+    options: Options
+    starts: list[list[Tensor]]  # the state at every checkpoint; empty if all was kept
+    slots: list[Slot] | None
+    error: Tensor
+    size: Tensor
+    shapes: list[torch.Size]
+
+
+def _some(chunks: Chunks, heads: slice) -> Chunks:
+    return Chunks._make(None if x is None else x[heads] for x in chunks)
+
+
+def _forward(options: Options, chunks: Chunks, start: list[Tensor]) -> tuple[list[Tensor | None], _Record]:
+    """y, loss, norm, size and the state of some heads, and what their backward pass needs."""
+    n = chunks.k.shape[1]
+    results = Results.allocate(chunks, options.depth)
+    state = [x.clone(memory_format=torch.contiguous_format) for x in start]
+    whole = not 0 < options.checkpoint < n
+    slots = [Slot.allocate(chunks, state, options.depth, keep=whole) for _ in range(n if whole else 1)]
+    work, starts = _Work(chunks.split(), Gates.of(chunks), results.split(), Scratch()), []
+    for span in _spans(n, options.checkpoint):
+        if not whole:
+            starts.append([x.clone() for x in state])
+        _run(options, work, span, slots, state, last=True)
+    record = _Record(options, starts, slots if whole else None, results.error, results.size, [x.shape for x in state])
+    return [results.y, *results.loss(), results.size, *state], record
+
+
+def _backward(record: _Record, chunks: Chunks, given: list[Any]) -> list[Any]:
+    """The gradients at the chunks and at the state of some heads, from those at what `_forward` returned."""
+    g_y, g_loss, g_norm, _, *g_final = given  # of size there is none
+    options, slots, error = record.options, record.slots, record.error
+    n = chunks.k.shape[1]
+    g_state = [chunks.k.new_zeros(shape) for shape in record.shapes]
+    for x, g in zip(g_state, g_final, strict=True):
+        if g is not None:
+            x.copy_(g)
+    grads = Chunks._make(None if x is None else torch.empty_like(x) for x in chunks)
+    for term in (grads.b, grads.f, grads.m_end):  # sums of several terms; the others are written once
+        if term is not None:
+            term.zero_()
+    g_results = (g_y, None if g_loss is None else 2 * g_loss[..., None] * error, g_norm)
+    incoming = [Incoming(*row[:3]) for row in zip(*map(each, g_results), range(n), strict=False)]
+    room, g_chunks = Scratch(), grads.split()
+    y = None if g_y is None else torch.empty_like(error[:, :1]).expand_as(error)  # made again, and of no use
+    norms = error.new_empty(2 * options.depth - 2, *error.shape[:1], 1, error.shape[2])
+    results = Results(y, error, record.size, norms.expand(-1, -1, n, -1))
+    work = _Work(chunks.split(), Gates.of(chunks), results.split(), room)
+    spans = _spans(n, options.checkpoint)
+    if slots is None:
+        slots = [Slot.allocate(chunks, g_state, options.depth, keep=True) for _ in spans[0]]
+    for span in reversed(spans):
+        if record.slots is None:
+            start = [x.clone() for x in record.starts[span.start // options.checkpoint]]
+            _run(options, work, span, slots, start, last=False)
+        for c in reversed(span):
+            here = work.chunks[c], work.gates[c], slots[c - span.start], work.results[c]
+            backward_chunk(options, *here, incoming[c], g_chunks[c], g_state, room)
+            if c % FLUSH_EVERY == 0:
+                _flush(g_state)
+    if g_y is None:
+        grads = grads._replace(bq=None, fq=None, qk=None)
+    return [*grads, *g_state]
 
 
 def _spans(n: int, checkpoint: int) -> list[range]:
