@@ -316,3 +316,26 @@ def test_says_where_it_cannot_go():
     with torch.autograd.forward_ad.dual_level():
         f(torch.autograd.forward_ad.make_dual(x, x))
     assert seen == [False] * 4
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_heads_side_by_side(threads):
+    """Shared out over threads, in and out of inference mode and autograd, the results are those of one thread."""
+    inputs = case(2)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        expected = results(*fused(**inputs, chunk_size=5, exact=True))
+        loss = sum(x.square().sum() for x in expected.values())
+        wanted = torch.autograd.grad(loss, list(flat(inputs).values()))
+        torch.set_num_threads(threads)
+        found = results(*fused(**inputs, chunk_size=5, exact=True))
+        loss = sum(x.square().sum() for x in found.values())
+        got = torch.autograd.grad(loss, list(flat(inputs).values()))
+        with torch.inference_mode():
+            read = results(*fused(**inputs, chunk_size=5, exact=True))
+    finally:
+        torch.set_num_threads(before)
+    assert_equal(found, expected)
+    assert_equal(read, expected)
+    assert_equal(dict(enumerate(got)), dict(enumerate(wanted)))
