@@ -36,7 +36,7 @@ from memory_titan.memory.neural.carry import (
 from memory_titan.memory.neural.coefficients import Channel, Scalar
 from memory_titan.memory.neural.fused.node import can_fuse, fused_chunks
 from memory_titan.memory.neural.retention import answering, size_factor
-from memory_titan.memory.neural.rule import FastWeights, Gates, Rule, Surprise, safe_norm
+from memory_titan.memory.neural.rule import FastWeights, Gates, Rule, Surprise, surprise_of
 from memory_titan.memory.neural.spans import Spans, common_position
 from memory_titan.memory.neural.step import fits_step, is_usual, step_memory
 
@@ -340,13 +340,8 @@ def _stretch(
     scale = scale if gates.context is None else scale * gates.context
     report = None
     if surprise:
-        norms = [safe_norm(x) * safe_norm(d) for x, d in zip(inputs, deltas, strict=True)]
-        moved = [rule.lower_step * n for n in norms[:-1]] + norms[-1:]
-        report = Surprise(
-            bias_loss(rule.bias, answer, v, rule.p, gates.threshold),
-            safe_norm(torch.stack(norms, -1)),
-            gates.step * scale * safe_norm(torch.stack(moved, -1)),
-        )
+        loss = bias_loss(rule.bias, answer, v, rule.p, gates.threshold)
+        report = surprise_of(loss, inputs, deltas, gates.step * scale, rule.lower_step)
     deltas = [d * (scale if i == count - 1 else scale * rule.lower_step)[..., None] for i, d in enumerate(deltas)]
     if frame.present is not None:
         there = frame.present[:, None, old:, None]

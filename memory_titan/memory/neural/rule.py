@@ -213,6 +213,13 @@ class FastWeights(MemoryState):
         )
 
 
+def surprise_of(loss: Tensor, inputs: list[Tensor], deltas: list[Tensor], step: Tensor, lower_step: float) -> Surprise:
+    """From each matrix's inputs and true deltas, `[B, H, T, n]`, and the step as it is taken, `[B, H, T]`."""
+    norms = [safe_norm(x) * safe_norm(d) for x, d in zip(inputs, deltas, strict=True)]
+    moved = [lower_step * norm for norm in norms[:-1]] + norms[-1:]
+    return Surprise(loss, safe_norm(torch.stack(norms, -1)), step * safe_norm(torch.stack(moved, -1)))
+
+
 def flush_small(x: Tensor, floor: float = 1e-30) -> Tensor:
     """`x` with magnitudes under `floor` set to zero.
 

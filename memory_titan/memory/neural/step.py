@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from memory_titan.memory.neural.rule import LOG_FLOOR, FastWeights, Gates, Rule, Surprise, safe_norm
+from memory_titan.memory.neural.rule import LOG_FLOOR, FastWeights, Gates, Rule, Surprise, surprise_of
 from memory_titan.memory.neural.structure import ACTIVATIONS
 
 
@@ -105,13 +105,7 @@ def step_memory(
             read = act(out) if layer < last else out
     told = None
     if surprise:
-        norms = [safe_norm(x) * safe_norm(d) for x, d in zip(x, true, strict=True)]
-        moved = [rule.lower_step * n for n in norms[:-1]] + norms[-1:]
-        told = Surprise(
-            error.square().sum(-1),
-            safe_norm(torch.stack(norms, -1)),
-            theta * unit[..., 0] * safe_norm(torch.stack(moved, -1)),
-        )
+        told = surprise_of(error.square().sum(-1), x, true, theta * unit[..., 0], rule.lower_step)
     muon = muon * keep + theta / rule.anchor_every  # of no use to this rule; kept equal to the chunk form's
     scale = torch.cat([b, f, m, muon], -1)
     return read, told, replace(state, inputs=inputs, deltas=kept, coefficients=coefficients, scale=scale)

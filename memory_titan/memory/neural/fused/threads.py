@@ -1,7 +1,7 @@
 """Heads side by side: on a CPU a chunk's products are too small to be shared out well, and whole heads are not.
 
 Heads know nothing of each other, so each thread takes some of them through all chunks, one thread to a product. Against
-two threads in every product that is two to three times as fast at four heads (`docs/speed.md`).
+two threads in every product that is about twice as fast at four heads (`docs/speed.md`).
 """
 
 from __future__ import annotations
