@@ -26,9 +26,11 @@ from memory_titan.memory.neural.features import feature_size, polynomial_feature
 from memory_titan.memory.neural.mesa import mesa_memory, read_mesa
 from memory_titan.memory.neural.presets import PRESETS
 from memory_titan.memory.neural.projections import Gating, causal_convolution
-from memory_titan.memory.neural.rule import FastWeights, Rule, Surprise
+from memory_titan.memory.neural.rule import FastWeights, Gates, Rule, Surprise
 from memory_titan.memory.neural.structure import Structure
 from memory_titan.memory.neural.trace import Trace, Traceable
+
+PIECE = 1 << 18  # numbers of x read at a time where no gradient is wanted: 1 MB, at no cost in time
 
 
 @dataclass(frozen=True)
@@ -198,7 +200,6 @@ class NeuralMemory(Traceable, PyTorchModelHubMixin):
     ) -> tuple[Tensor | None, Surprise | None, NeuralMemoryState]:
         state = self.initial_state(x.shape[0]) if state is None else state
         self._check(x, state)
-        config, dtype = self.config, state.tail.dtype
         mask = self._mask(x, mask, read)
         given = x, mask
         slot = None
@@ -209,6 +210,62 @@ class NeuralMemory(Traceable, PyTorchModelHubMixin):
             x = torch.where(mask[..., None], x, 0.0).gather(1, order[..., None].expand_as(x))
             mask = mask.gather(1, order)
 
+        out, told, gates, new = self._pieces(x, state, mask, read, report)
+        good = self._finite(new, out, state)
+        if good is not None:  # read again without these rows: nothing of them may reach the gradients either
+            x, mask = given
+            there = good[:, None].expand(x.shape[:2])
+            return self._run(x, state, there if mask is None else mask & there, read, report)
+
+        def in_place(tokens: Tensor) -> Tensor:
+            """Zero where the mask excludes, and everything back where it stood."""
+            if slot is None or mask is None:
+                return tokens
+            tokens = torch.where(mask[..., None], tokens, 0.0)
+            return tokens.gather(1, slot[..., None].expand_as(tokens))
+
+        surprise = None if told is None else Surprise(*(in_place(part.transpose(1, 2)) for part in told))
+        if self.traces is not None and surprise is not None:
+            keep = gates.log_keep.exp()
+            keep = keep if keep.dim() == 3 else keep.mean(-1)
+            eta = torch.zeros_like(gates.step) if gates.log_momentum is None else gates.log_momentum.exp()
+            step, keep, eta = (in_place(gate.transpose(1, 2)) for gate in (gates.step, keep, eta))
+            self.traces.append(Trace(step, keep, eta, surprise))
+        return None if out is None else in_place(out), surprise, new
+
+    def _pieces(
+        self, x: Tensor, state: NeuralMemoryState, mask: Tensor | None, read: bool, report: bool
+    ) -> tuple[Tensor | None, Surprise | None, Gates, NeuralMemoryState]:
+        """`_piece`; without gradients a piece of the sequence at a time, so that only y grows with its length."""
+        chunk, length = self.config.chunk_size, x.shape[1]
+        size = max(1, PIECE // max(1, x.shape[0] * x.shape[2] * chunk)) * chunk
+        if torch.is_grad_enabled() or self.traces is not None or self.config.reset_every or length < 2 * size:
+            return self._piece(x, state, mask, read, report)
+        begin, end = 0, size - int(state.position[0]) % chunk
+        out, reports = None, []
+        while begin < length:
+            end = length if length - end < size else end
+            part = slice(begin, end)
+            y, told, gates, state = self._piece(
+                x[:, part], state, None if mask is None else mask[:, part], read, report
+            )
+            if y is not None:
+                out = y.new_empty(x.shape) if out is None else out
+                out[:, part] = y
+            reports += [] if told is None else [told]
+            begin, end = end, end + size
+        return (
+            out,
+            Surprise(*(torch.cat(part, 2) for part in zip(*reports, strict=True))) if reports else None,
+            gates,
+            state,
+        )
+
+    def _piece(
+        self, x: Tensor, state: NeuralMemoryState, mask: Tensor | None, read: bool, report: bool
+    ) -> tuple[Tensor | None, Surprise | None, Gates, NeuralMemoryState]:
+        """From x, valid tokens first, to y, surprise `[B, H, T]`, gates and the new state."""
+        config, dtype = self.config, state.tail.dtype
         projected = torch.cat([state.tail, self.qkv(x).to(dtype)], 1)
         q, k, v = self._heads(self._convolve(projected))
         gates = self.gating(x, dtype)
@@ -233,27 +290,7 @@ class NeuralMemory(Traceable, PyTorchModelHubMixin):
         if out is not None and config.read == "chunk" and torch.is_grad_enabled():
             # Before the first chunk's end nothing written is read. Gates still get a gradient, of 0: DDP wants one.
             out = out + 0.0 * sum(gate.nan_to_num(0, 0, 0).sum() for gate in vars(gates).values() if gate is not None)
-        good = self._finite(new, out, state)
-        if good is not None:  # read again without these rows: nothing of them may reach the gradients either
-            x, mask = given
-            there = good[:, None].expand(x.shape[:2])
-            return self._run(x, state, there if mask is None else mask & there, read, report)
-
-        def in_place(tokens: Tensor) -> Tensor:
-            """Zero where the mask excludes, and everything back where it stood."""
-            if slot is None or mask is None:
-                return tokens
-            tokens = torch.where(mask[..., None], tokens, 0.0)
-            return tokens.gather(1, slot[..., None].expand_as(tokens))
-
-        surprise = None if told is None else Surprise(*(in_place(part.transpose(1, 2)) for part in told))
-        if self.traces is not None and surprise is not None:
-            keep = gates.log_keep.exp()
-            keep = keep if keep.dim() == 3 else keep.mean(-1)
-            eta = torch.zeros_like(gates.step) if gates.log_momentum is None else gates.log_momentum.exp()
-            step, keep, eta = (in_place(gate.transpose(1, 2)) for gate in (gates.step, keep, eta))
-            self.traces.append(Trace(step, keep, eta, surprise))
-        return None if out is None else in_place(out), surprise, new
+        return out, told, gates, new
 
     def _check(self, x: Tensor, state: NeuralMemoryState) -> None:
         if x.dim() != 3 or x.shape[2] != self.config.dim:

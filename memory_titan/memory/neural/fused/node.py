@@ -14,7 +14,7 @@ Everything inside is laid out as `[N, n, C, ...]`, n chunks of C tokens and N = 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -216,9 +216,10 @@ class _Fused(torch.autograd.Function):
         chunks, start = Chunks(*tensors[: len(Chunks._fields)]), tensors[len(Chunks._fields) :]
         groups = head_groups(chunks.k.shape[0], chunks.k.device)
         made = side_by_side(lambda heads: _forward(options, _some(chunks, heads), [x[heads] for x in start]), groups)
-        ctx.save_for_backward(*(x for x in chunks if x is not None))
-        ctx.given = [x is not None for x in chunks]
-        ctx.groups, ctx.records = groups, [record for _, record in made]
+        # All of it as saved tensors: torch.utils.checkpoint and hooks that offload find nothing else.
+        kept: list[Tensor] = []
+        ctx.groups, ctx.layout = groups, _taken_out((chunks, [record for _, record in made]), kept)
+        ctx.save_for_backward(*kept)
         ctx.set_materialize_grads(False)
         results = [_joined(parts) for parts in zip(*(outputs for outputs, _ in made), strict=True)]
         ctx.mark_non_differentiable(results[3])
@@ -227,9 +228,8 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *given: Any) -> Any:
-        saved = iter(ctx.saved_tensors)
-        chunks = Chunks._make(next(saved) if there else None for there in ctx.given)
-        records = dict(zip(map(str, ctx.groups), ctx.records, strict=True))
+        chunks, kept = _put_back(ctx.layout, ctx.saved_tensors)
+        records = dict(zip(map(str, ctx.groups), kept, strict=True))
         made = side_by_side(
             lambda heads: _backward(
                 records[str(heads)], _some(chunks, heads), [None if g is None else g[heads] for g in given]
@@ -248,6 +248,30 @@ class _Record(NamedTuple):
     error: Tensor
     size: Tensor
     shapes: list[torch.Size]
+
+
+class _Place(int):
+    """Where a tensor stood that was taken out."""
+
+
+def _taken_out(thing: Any, kept: list[Tensor]) -> Any:
+    """The same with a `_Place` for every tensor in lists, named tuples and slots; the tensors are added to `kept`."""
+    if isinstance(thing, Tensor):
+        kept.append(thing)
+        return _Place(len(kept) - 1)
+    return _mapped(thing, lambda part: _taken_out(part, kept))
+
+
+def _put_back(thing: Any, kept: Sequence[Tensor]) -> Any:
+    return kept[thing] if isinstance(thing, _Place) else _mapped(thing, lambda part: _put_back(part, kept))
+
+
+def _mapped(thing: Any, function: Callable[[Any], Any]) -> Any:
+    if isinstance(thing, Slot):
+        return Slot(**{name: function(part) for name, part in vars(thing).items()})
+    if isinstance(thing, tuple) and hasattr(thing, "_make") and not isinstance(thing, Options):
+        return thing._make(map(function, thing))
+    return [function(part) for part in thing] if type(thing) in (list, tuple) else thing
 
 
 def _some(chunks: Chunks, heads: slice) -> Chunks:
