@@ -150,6 +150,7 @@ def _prepare(job: Job, on_progress: Callable[[int], None]) -> Any:
         "ours-exact": lambda: ours.build("exact", job.dim, job.heads),
         "ours-anchored": lambda: ours.build("anchored", job.dim, job.heads),
         "ours-recompute": lambda: ours.build("exact", job.dim, job.heads, recompute=True),
+        "ours-pieces": lambda: ours.in_pieces(job.dim, job.heads),
         "peer-chunked": lambda: peer.build("chunked", job.dim, job.heads),
         "peer-default": lambda: peer.build("default", job.dim, job.heads),
     }

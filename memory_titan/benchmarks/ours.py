@@ -7,6 +7,7 @@ from dataclasses import fields, is_dataclass, replace
 from typing import Any, Literal, cast
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor
 
 from memory_titan import __version__
@@ -31,6 +32,21 @@ def build(rule: Literal["exact", "anchored"], dim: int, heads: int, recompute: b
     return Subject(memory, lambda x, state: memory(x, state), weights, __version__)
 
 
+def in_pieces(dim: int, heads: int) -> Subject:
+    """The layer called on `CHECKPOINT` chunks at a time, each call under torch's own checkpointing."""
+    subject = build("exact", dim, heads)
+    size = CHECKPOINT * CHUNK
+
+    def call(x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        ys = []
+        for part in x.split(size, 1):
+            y, state = torch.utils.checkpoint.checkpoint(subject.module, part, state, use_reentrant=False)
+            ys.append(y)
+        return torch.cat(ys, 1), state
+
+    return replace(subject, call=call)
+
+
 def op_alone(memory: NeuralMemory, x: Tensor, grad: bool) -> Callable[[], Tensor] | None:
     """The memory op of `memory(x)` as a call of its own, on the very arguments the layer gives it; None if not found.
 
@@ -47,7 +63,7 @@ def op_alone(memory: NeuralMemory, x: Tensor, grad: bool) -> Callable[[], Tensor
 
     setattr(layer, _OP, listen)
     try:
-        with torch.no_grad():
+        with torch.enable_grad():  # without, the layer goes on piece by piece, and the op sees the first alone
             memory(x)
     finally:
         setattr(layer, _OP, op)

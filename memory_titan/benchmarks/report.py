@@ -16,6 +16,7 @@ NAMES = {
     "ours-exact": "exact",
     "ours-anchored": "anchored",
     "ours-recompute": "exact, recomputing",
+    "ours-pieces": "exact, in recomputed pieces",
     "peer-chunked": "peer, chunked",
     "peer-default": "peer, default",
 }

@@ -80,11 +80,11 @@ def points(settings: Settings) -> list[Point]:
     ]
     small = min(settings.dims)
     if can_recompute():
-        longest = max(settings.tokens)
-        found.append(Point("recompute", small, min(settings.heads), longest, ("ours-exact", "ours-recompute")))
+        three = ("ours-exact", "ours-recompute", "ours-pieces")
+        found += [Point("recompute", small, heads, max(settings.tokens), three) for heads in settings.heads]
     found += [Point("token", small, heads, _PREFIX, four) for heads in settings.heads]
-    for dtype in ("float32", "bfloat16"):
-        found.append(Point("stream", small, max(settings.heads), settings.stream_tokens, ("ours-exact",), dtype))
+    for heads, dtype in [(max(settings.heads), "bfloat16"), *((heads, "float32") for heads in settings.heads)]:
+        found.append(Point("stream", small, heads, settings.stream_tokens, ("ours-exact",), dtype))
     shown = {settings.only, "recompute"} if settings.only == "training" else {settings.only}
     return [point for point in found if settings.only is None or point.kind in shown]
 

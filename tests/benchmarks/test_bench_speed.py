@@ -143,7 +143,7 @@ def test_the_document_goes_into_its_place(tmp_path):
 
 def test_points():
     both = speed.points(speed.Settings(peer=True))
-    assert [sum(point.kind == kind for point in both) for kind in speed.KINDS] == [8, 8, 2, 2]
+    assert [sum(point.kind == kind for point in both) for kind in speed.KINDS] == [8, 8, 2, 3]
     assert both[0].contenders == ("products", "ours-exact", "peer-chunked", "ours-anchored", "peer-default")
     assert not any("peer" in name for point in speed.points(speed.Settings()) for name in point.contenders)
     assert {point.kind for point in speed.points(speed.Settings(only="token"))} == {"token"}

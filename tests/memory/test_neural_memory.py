@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import laws
 from memory_titan import NeuralMemory
+from memory_titan.memory.neural import layer
 from memory_titan.memory.neural.config import NeuralMemoryConfig
 from memory_titan.memory.neural.presets import PRESETS
 
@@ -88,6 +89,24 @@ def test_single_tokens_without_gradients(memory):
     """A form of its own for some rules."""
     laws.any_split(memory, tokens(dim=memory.config.dim), list(range(1, 23)))
     laws.any_split(memory, tokens(dim=memory.config.dim), [3, 4, 5, 6, 11, 12, 13])
+
+
+def test_long_without_gradients(memory, monkeypatch):
+    """Where no gradient is wanted, a long sequence is read in pieces: one call all the same, wherever it begins."""
+    monkeypatch.setattr(layer, "PIECE", 2 * CHUNK * 3 * memory.config.dim)
+    x, mask = tokens(length=71, dim=memory.config.dim), torch.rand(3, 71) > 0.3
+    for begin in (0, 3):
+        state = memory(x[:, :begin])[1]
+        for valid in (None, mask[:, begin:]):
+            y, after = memory(x[:, begin:], state, valid)
+            after_written, surprise = memory.memorize(x[:, begin:], state, valid)
+            with torch.no_grad():
+                laws.same(memory(x[:, begin:], state, valid)[0], y)
+                laws.same_state(memory(x[:, begin:], state, valid)[1], after)
+                again, told = memory.memorize(x[:, begin:], state, valid)
+            laws.same_state(again, after_written)
+            for one, other in zip(told, surprise, strict=True):
+                laws.same(one, other, 1e-7)  # where almost nothing is written, the norms lose digits
 
 
 @pytest.mark.parametrize("before", [0, 7])

@@ -326,6 +326,46 @@ def test_recomputed_in_the_backward_pass(options):
         laws.same(again[name], one, 0.0)
 
 
+def test_all_that_is_kept_for_the_backward_pass_can_be_taken_away(monkeypatch):
+    """As torch.utils.checkpoint and offloading do it, by hooks on saved tensors: nothing of weight shape stays."""
+    memory = build()
+    shapes: list[torch.Size] = []
+
+    def pack(x):
+        shapes.append(x.shape)
+        return x.detach().clone()
+
+    x = like(memory, length=6 * CHUNK)
+    expected = gradients(memory, memory(x)[0].square().sum())
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        y = memory(x)[0]
+    node, found = y.grad_fn, []
+    seen, todo = set(), [node]
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        found += [part for part in vars(node).values() if hasattr(node, "layout")] if hasattr(node, "__dict__") else []
+        todo += [other for other, _ in node.next_functions]
+    assert found, "the fused node is not in the graph"
+    assert not _tensors_in(found)
+    W = memory.init_weights[0].shape
+    assert sum(shape[-2:] == W[-2:] for shape in shapes) >= 6  # the weights at every chunk's start are among them
+    for name, one in gradients(memory, y.square().sum()).items():
+        laws.same(one, expected[name])
+
+
+def _tensors_in(thing) -> list:
+    if isinstance(thing, torch.Tensor):
+        return [thing]
+    if isinstance(thing, dict):
+        thing = list(thing.values())
+    if isinstance(thing, list | tuple):
+        return [x for part in thing for x in _tensors_in(part)]
+    return _tensors_in(vars(thing)) if hasattr(thing, "__dict__") else []
+
+
 @every
 def test_copies(memory, tmp_path):
     x = like(memory)
