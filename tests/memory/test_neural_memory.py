@@ -109,6 +109,44 @@ def test_long_without_gradients(memory, monkeypatch):
                 laws.same(one, other, 1e-7)  # where almost nothing is written, the norms lose digits
 
 
+def test_projections_of_ones_own():
+    """Without projections it is the same memory, for a caller who brings q, k and v and takes what the heads read."""
+    whole = build(output_gate=False)
+    bare = build(output_gate=False, projections=False)
+    bare.load_state_dict({k: v for k, v in whole.state_dict().items() if not k.startswith(("qkv", "out"))})
+    x, mask = tokens(), torch.rand(3, 23, generator=torch.Generator().manual_seed(3)) > 0.3
+    state = state_bare = None
+    for begin, end in ((0, 9), (9, 23)):
+        part, valid = x[:, begin:end], mask[:, begin:end]
+        qkv = whole.qkv(part)
+        y, state = whole(part, state, valid)
+        read, state_bare = bare(part, state_bare, valid, qkv=qkv)
+        laws.same(torch.where(valid[..., None], whole.out(read), 0.0), y)
+        laws.same_state(state_bare, state)
+    laws.same(whole.out(bare.recall(whole.qkv(x)[..., :DIM], state)), whole.recall(x, state))
+    laws.same(bare.memorize(x, qkv=whole.qkv(x))[1].loss, whole.memorize(x)[1].loss)
+
+
+def test_gates_of_another_width():
+    bare = build(output_gate=False, projections=False, input_dim=3)
+    y, _ = bare(tokens(dim=3), qkv=tokens(dim=3 * DIM))
+    assert y.shape == (3, 23, DIM)
+    assert "out.weight" not in dict(bare.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("options", "given", "words"),
+    [
+        ({"projections": False, "output_gate": False}, None, "needs it"),
+        ({}, 3 * DIM, "projections=False"),
+        ({"projections": False, "output_gate": False}, DIM, r"qkv must be \[3, 23, 24\]"),
+    ],
+)
+def test_projections_that_are_missing_or_one_too_many(options, given, words):
+    with pytest.raises(ValueError, match=words):
+        build(**options)(tokens(), qkv=None if given is None else tokens(dim=given))
+
+
 @pytest.mark.parametrize("before", [0, 7])
 @pytest.mark.parametrize("side", ["left", "right", "within", "a row of nothing but padding"])
 def test_padding(memory, side, before):
@@ -251,6 +289,8 @@ def test_a_million_tokens_stay_finite_in_the_family(name):
         ({"gates": "soft"}, "soft"),
         ({"activation": "tanh"}, "tanh"),
         ({"chunk_size": 0}, "chunk_size"),
+        ({"input_dim": 3}, "projections=False"),
+        ({"projections": False}, "output_gate"),
     ],
 )
 def test_what_cannot_work_is_refused(options, words):

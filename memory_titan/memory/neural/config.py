@@ -53,6 +53,9 @@ class NeuralMemoryConfig:
     step_norm: bool = True  # divide the step by 1 + |h|^2, h the input of the last matrix
     lower_step: float = 0.1  # step of the matrices below the last, relative to its own
 
+    projections: bool = True  # own ones, of x to q, k, v and of what the heads read to y; False: the caller brings them
+    input_dim: int | None = None  # width of x, which then makes the gates alone; None: dim
+
     conv_size: int = 4  # taps of the causal depthwise convolution on q, k, v; 0: none
     qkv_activation: bool = True  # SiLU on q, k, v
     qk_norm: bool = True  # l2-normalise q and k
@@ -85,6 +88,10 @@ class NeuralMemoryConfig:
             raise ValueError(
                 f"the window ends at the chunk's start: it is at most chunk_size={self.chunk_size}; got {self.window}"
             )
+        if self.projections and self.input_dim not in (None, self.dim):
+            raise ValueError(f"input_dim={self.input_dim} other than dim={self.dim} is for projections=False")
+        if not self.projections and self.output_gate:
+            raise ValueError("output_gate needs projections=True: without them the caller makes y of what is read")
         if self.features > 1 and self.structure == "residual":
             raise ValueError(
                 'structure "residual" adds its input to its output, and features > 1 makes the input wider than the '
@@ -101,6 +108,11 @@ class NeuralMemoryConfig:
             self._check_solve()
         elif (reason := refusal(self.to_rule(), self.momentum)) is not None:
             raise ValueError(reason)
+
+    @property
+    def input_width(self) -> int:
+        """Of x."""
+        return self.dim if self.input_dim is None else self.input_dim
 
     @property
     def momentum(self) -> bool:

@@ -23,6 +23,7 @@ from memory_titan.memory.neural.carry import present_weights
 from memory_titan.memory.neural.chunk import chunk_memory, read_memory
 from memory_titan.memory.neural.config import NeuralMemoryConfig
 from memory_titan.memory.neural.features import feature_size, polynomial_features
+from memory_titan.memory.neural.finite import finite_rows, valid_tokens
 from memory_titan.memory.neural.mesa import mesa_memory, read_mesa
 from memory_titan.memory.neural.presets import PRESETS
 from memory_titan.memory.neural.projections import Gating, causal_convolution
@@ -74,7 +75,8 @@ class NeuralMemory(Traceable, PyTorchModelHubMixin):
         super().__init__()
         self.config = config = NeuralMemoryConfig(dim=dim, **options)
         heads, width = config.heads, dim // config.heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        if config.projections:
+            self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         if config.conv_size:
             self.conv = nn.Conv1d(3 * dim, 3 * dim, config.conv_size, groups=3 * dim)
         key_width = feature_size(width, config.features)
@@ -98,7 +100,8 @@ class NeuralMemory(Traceable, PyTorchModelHubMixin):
             self.norm = nn.RMSNorm(width, eps=1e-6)
         if config.output_gate:
             self.output_gate = nn.Linear(dim, dim)
-        self.out = nn.Linear(dim, dim, bias=False)
+        if config.projections:
+            self.out = nn.Linear(dim, dim, bias=False)
         # What the weights were trained with goes with them; see `_load_from_state_dict`.
         self.register_buffer("trained_chunk_size", torch.tensor(config.chunk_size))
 
@@ -117,7 +120,7 @@ class NeuralMemory(Traceable, PyTorchModelHubMixin):
 
     def initial_state(self, batch_size: int) -> NeuralMemoryState:
         """The state before the first token, for `batch_size` rows."""
-        parameter, config = self.qkv.weight, self.config
+        parameter, config = next(self.parameters()), self.config
         dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
         if config.algorithm == "solve":
             width = config.dim // config.heads
@@ -134,35 +137,47 @@ class NeuralMemory(Traceable, PyTorchModelHubMixin):
         return NeuralMemoryState(**_fields(fast), tail=tail, tokens=tokens)
 
     def forward(
-        self, x: Tensor, state: NeuralMemoryState | None = None, mask: Tensor | None = None
+        self,
+        x: Tensor,
+        state: NeuralMemoryState | None = None,
+        mask: Tensor | None = None,
+        *,
+        qkv: Tensor | None = None,
     ) -> tuple[Tensor, NeuralMemoryState]:
         """Write every token of x and read after each write (`y_t` knows of tokens up to and including t).
 
         Args:
-            x: `[B, T, dim]`.
+            x: `[B, T, dim]`, or `[B, T, input_dim]` with `projections=False`.
             state: where to go on; None: the initial state.
             mask: `[B, T]`, bool or 0/1; tokens at False change nothing and have y = 0. On either side, or within.
+            qkv: `[B, T, 3 * dim]`, queries, keys and values before convolution, activation and norm; with
+                `projections=False`, and only then. x makes the gates alone.
 
         Returns:
-            `(y, state)`, y `[B, T, dim]` of x's dtype.
+            `(y, state)`, y `[B, T, dim]` of x's dtype; with `projections=False` what the heads read, side by side.
 
         Raises:
             ValueError: wrong shapes; with `nonfinite="raise"`, NaN or infinity in x.
             FloatingPointError: with `nonfinite="raise"`, values so large that the state would not be finite.
         """
-        y, _, state = self._run(x, state, mask, read=True, report=self.traces is not None)
+        y, _, state = self._run(x, state, mask, qkv, read=True, report=self.traces is not None)
         assert y is not None
         return y, state
 
     def memorize(
-        self, x: Tensor, state: NeuralMemoryState | None = None, mask: Tensor | None = None
+        self,
+        x: Tensor,
+        state: NeuralMemoryState | None = None,
+        mask: Tensor | None = None,
+        *,
+        qkv: Tensor | None = None,
     ) -> tuple[NeuralMemoryState, Surprise]:
         """Write every token of x, read nothing. Arguments and errors as in `forward`.
 
         Returns:
             `(state, surprise)`, surprise.loss, .gradient, .write `[B, T, heads]`, float32; see `Surprise`.
         """
-        _, surprise, state = self._run(x, state, mask, read=False, report=True)
+        _, surprise, state = self._run(x, state, mask, qkv, read=False, report=True)
         assert surprise is not None
         return state, surprise
 
@@ -172,14 +187,15 @@ class NeuralMemory(Traceable, PyTorchModelHubMixin):
         The convolution over queries goes on from the stream's last tokens, as if q came next.
 
         Args:
-            q: `[B, T, dim]`.
+            q: `[B, T, dim]`, to be projected as x is; with `projections=False` the queries themselves.
 
         Returns:
             `[B, T, dim]` of q's dtype.
         """
-        self._check(q, state)
+        self._check(q, state, self.config.dim)
         dtype = state.tail.dtype
-        query = self._heads(self._convolve(torch.cat([state.tail, self.qkv(q).to(dtype)], 1)))[0]
+        projected = self.qkv(q) if self.config.projections else torch.cat([q, q, q], -1)  # k and v are of no use
+        query = self._heads(self._convolve(torch.cat([state.tail, projected.to(dtype)], 1)))[0]
         with torch.autocast(q.device.type, enabled=False):
             if self.config.algorithm == "solve":
                 y = read_mesa(query, state, self.config.ridge)
@@ -196,26 +212,38 @@ class NeuralMemory(Traceable, PyTorchModelHubMixin):
         )
 
     def _run(
-        self, x: Tensor, state: NeuralMemoryState | None, mask: Tensor | None, read: bool, report: bool
+        self,
+        x: Tensor,
+        state: NeuralMemoryState | None,
+        mask: Tensor | None,
+        qkv: Tensor | None,
+        read: bool,
+        report: bool,
     ) -> tuple[Tensor | None, Surprise | None, NeuralMemoryState]:
         state = self.initial_state(x.shape[0]) if state is None else state
-        self._check(x, state)
-        mask = self._mask(x, mask, read)
-        given = x, mask
+        self._check(x, state, self.config.input_width)
+        if (qkv is None) != self.config.projections:
+            raise ValueError("qkv is for a memory with projections=False, which needs it")
+        if qkv is not None and qkv.shape != (wanted := torch.Size([*x.shape[:2], 3 * self.config.dim])):
+            raise ValueError(f"qkv must be {list(wanted)}; got {list(qkv.shape)}")
+        policy, level = self.config.nonfinite, 4 + 2 * read  # frames up to who called the module
+        mask = valid_tokens(x if qkv is None else torch.cat([x, qkv], -1), mask, policy, level)
+        given = x, mask, qkv
         slot = None
         if mask is not None:
             # Move the valid tokens together, so that the convolution sees no padding between them.
             order = torch.argsort((~mask).to(torch.int8), dim=1, stable=True)
             slot = torch.argsort(order, dim=1)
-            x = torch.where(mask[..., None], x, 0.0).gather(1, order[..., None].expand_as(x))
+            x, qkv = _together(x, mask, order), None if qkv is None else _together(qkv, mask, order)
             mask = mask.gather(1, order)
 
-        out, told, gates, new = self._pieces(x, state, mask, read, report)
-        good = self._finite(new, out, state)
+        out, told, gates, new = self._pieces(x, state, mask, qkv, read, report)
+        held = [[*s.weights, *s.momentum, *s.deltas, s.tail] for s in (new, state)]
+        good = finite_rows(held[0], out, held[1], policy, level)
         if good is not None:  # read again without these rows: nothing of them may reach the gradients either
-            x, mask = given
+            x, mask, qkv = given
             there = good[:, None].expand(x.shape[:2])
-            return self._run(x, state, there if mask is None else mask & there, read, report)
+            return self._run(x, state, there if mask is None else mask & there, qkv, read, report)
 
         def in_place(tokens: Tensor) -> Tensor:
             """Zero where the mask excludes, and everything back where it stood."""
@@ -234,23 +262,28 @@ class NeuralMemory(Traceable, PyTorchModelHubMixin):
         return None if out is None else in_place(out), surprise, new
 
     def _pieces(
-        self, x: Tensor, state: NeuralMemoryState, mask: Tensor | None, read: bool, report: bool
+        self,
+        x: Tensor,
+        state: NeuralMemoryState,
+        mask: Tensor | None,
+        qkv: Tensor | None,
+        read: bool,
+        report: bool,
     ) -> tuple[Tensor | None, Surprise | None, Gates, NeuralMemoryState]:
         """`_piece`; without gradients a piece of the sequence at a time, so that only y grows with its length."""
         chunk, length = self.config.chunk_size, x.shape[1]
         size = max(1, PIECE // max(1, x.shape[0] * x.shape[2] * chunk)) * chunk
         if torch.is_grad_enabled() or self.traces is not None or self.config.reset_every or length < 2 * size:
-            return self._piece(x, state, mask, read, report)
+            return self._piece(x, state, mask, qkv, read, report)
         begin, end = 0, size - int(state.position[0]) % chunk
         out, reports = None, []
         while begin < length:
             end = length if length - end < size else end
             part = slice(begin, end)
-            y, told, gates, state = self._piece(
-                x[:, part], state, None if mask is None else mask[:, part], read, report
-            )
+            valid, given = (None if t is None else t[:, part] for t in (mask, qkv))
+            y, told, gates, state = self._piece(x[:, part], state, valid, given, read, report)
             if y is not None:
-                out = y.new_empty(x.shape) if out is None else out
+                out = y.new_empty(*x.shape[:2], self.config.dim) if out is None else out
                 out[:, part] = y
             reports += [] if told is None else [told]
             begin, end = end, end + size
@@ -262,11 +295,17 @@ class NeuralMemory(Traceable, PyTorchModelHubMixin):
         )
 
     def _piece(
-        self, x: Tensor, state: NeuralMemoryState, mask: Tensor | None, read: bool, report: bool
+        self,
+        x: Tensor,
+        state: NeuralMemoryState,
+        mask: Tensor | None,
+        qkv: Tensor | None,
+        read: bool,
+        report: bool,
     ) -> tuple[Tensor | None, Surprise | None, Gates, NeuralMemoryState]:
         """From x, valid tokens first, to y, surprise `[B, H, T]`, gates and the new state."""
         config, dtype = self.config, state.tail.dtype
-        projected = torch.cat([state.tail, self.qkv(x).to(dtype)], 1)
+        projected = torch.cat([state.tail, (self.qkv(x) if qkv is None else qkv).to(dtype)], 1)
         q, k, v = self._heads(self._convolve(projected))
         gates = self.gating(x, dtype)
         asked = q if read else None
@@ -292,9 +331,9 @@ class NeuralMemory(Traceable, PyTorchModelHubMixin):
             out = out + 0.0 * sum(gate.nan_to_num(0, 0, 0).sum() for gate in vars(gates).values() if gate is not None)
         return out, told, gates, new
 
-    def _check(self, x: Tensor, state: NeuralMemoryState) -> None:
-        if x.dim() != 3 or x.shape[2] != self.config.dim:
-            raise ValueError(f"expected x of shape [batch, time, {self.config.dim}]; got {list(x.shape)}")
+    def _check(self, x: Tensor, state: NeuralMemoryState, width: int) -> None:
+        if x.dim() != 3 or x.shape[2] != width:
+            raise ValueError(f"expected x of shape [batch, time, {width}]; got {list(x.shape)}")
         if state.batch_size != x.shape[0]:
             raise ValueError(f"the state has {state.batch_size} rows and x has {x.shape[0]}")
         key = (self.config.chunk_size, self.config.rule, self.config.window)
@@ -308,47 +347,6 @@ class NeuralMemory(Traceable, PyTorchModelHubMixin):
                 f"the state is that of another memory: {name} is {given.get(name, 'not there')} a row, and "
                 f"{expected.get(name, 'not there')} by this memory's configuration"
             )
-
-    def _mask(self, x: Tensor, mask: Tensor | None, read: bool) -> Tensor | None:
-        """The mask as bool; with tokens that are not finite taken out, or refused."""
-        if mask is not None:
-            mask = mask.to(device=x.device, dtype=torch.bool)
-            if mask.shape != x.shape[:2]:
-                raise ValueError(f"mask must be [batch, time] = {list(x.shape[:2])}; got {list(mask.shape)}")
-        if self.config.nonfinite == "ignore" or _is_true(x.detach().abs().sum().isfinite()):
-            return mask
-        bad = ~x.detach().isfinite().all(-1)
-        bad = bad if mask is None else bad & mask
-        if not _is_true(bad.any()):
-            return mask
-        places = [f"row {row}, token {token}" for row, token in bad.nonzero()[:3].tolist()]
-        told = f"{int(bad.sum())} tokens are NaN or infinite ({'; '.join(places)}{'; ...' if bad.sum() > 3 else ''})"
-        if self.config.nonfinite == "raise":
-            raise ValueError(f'{told}. Nothing was written. nonfinite="skip" reads the others and warns.')
-        warnings.warn(f"{told}; they are skipped", RuntimeWarning, stacklevel=6 if read else 4)
-        return ~bad if mask is None else mask & ~bad
-
-    def _finite(self, new: NeuralMemoryState, out: Tensor | None, old: NeuralMemoryState) -> Tensor | None:
-        """`[B]`, the rows whose state and output are finite; None where all are. The others are refused or named."""
-        if self.config.nonfinite == "ignore":
-            return None
-        held = [(*s.weights, *s.momentum, *s.deltas, s.tail) for s in (new, old)]
-        changed = [now.detach() for now, was in zip(*held, strict=True) if now is not was]
-        changed += [] if out is None else [out.detach()]
-        if not changed or _is_true(torch.stack([t.sum() for t in changed]).sum().isfinite()):
-            return None
-        good = torch.stack([t.isfinite().flatten(1).all(1) for t in changed]).all(0)
-        if _is_true(good.all()):  # only the sum was too large
-            return None
-        rows = (~good).nonzero()[:, 0].tolist()
-        stale = torch.stack([t.isfinite().flatten(1).all(1) for t in held[1]]).all(0)
-        if not _is_true(stale.all()):
-            raise ValueError(f"the state is not finite in rows {(~stale).nonzero()[:, 0].tolist()} to begin with")
-        told = f"the values in rows {rows} are too large: the memory's weights would not be finite"
-        if self.config.nonfinite == "raise":
-            raise FloatingPointError(f'{told}. Nothing was written. nonfinite="skip" leaves such rows as they were.')
-        warnings.warn(f"{told}; these rows stay as they were", RuntimeWarning, stacklevel=4 if out is None else 6)
-        return good
 
     def _initial(self, batch_size: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
         return tuple(w.to(dtype).expand(batch_size, *w.shape) for w in self.init_weights)
@@ -384,7 +382,7 @@ class NeuralMemory(Traceable, PyTorchModelHubMixin):
         y = y.transpose(1, 2).flatten(2)
         if self.config.output_gate:
             y = y * torch.sigmoid(self.output_gate(x))
-        return self.out(y)
+        return self.out(y) if self.config.projections else y
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """The chunk length is part of the function: weights that were trained with another one say so."""
@@ -402,6 +400,11 @@ class NeuralMemory(Traceable, PyTorchModelHubMixin):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
+def _together(x: Tensor, mask: Tensor, order: Tensor) -> Tensor:
+    """x `[B, T, n]` in another order of its tokens, 0 where the mask `[B, T]` excludes them."""
+    return torch.where(mask[..., None], x, 0.0).gather(1, order[..., None].expand_as(x))
+
+
 def _shapes(state: NeuralMemoryState) -> dict[str, list[int]]:
     return {name: list(tensor.shape[1:]) for name, tensor in state.tensors().items()}
 
@@ -411,11 +414,3 @@ MESA = Rule(gradient="token")  # its state is that of a chunk of one: nothing bu
 
 def _fields(fast: FastWeights) -> dict[str, Any]:
     return {field.name: getattr(fast, field.name) for field in dataclasses.fields(FastWeights)}
-
-
-def _is_true(condition: Tensor) -> bool:
-    """Also under torch.func.vmap, where no tensor can be asked: there it counts as true, and nothing is checked."""
-    try:
-        return bool(condition)
-    except RuntimeError:
-        return True

@@ -38,13 +38,13 @@ class Gating(nn.Module):
             columns["context"] = (1, 0.0)
         self.columns = {name: count for name, (count, _) in columns.items()}
         if columns:
-            self.linear = nn.Linear(config.dim, config.heads * sum(self.columns.values()))
+            self.linear = nn.Linear(config.input_width, config.heads * sum(self.columns.values()))
             starts = [torch.full((config.heads * count,), start) for count, start in columns.values()]
             with torch.no_grad():
                 self.linear.bias.copy_(torch.cat(starts))
 
     def forward(self, x: Tensor, dtype: torch.dtype) -> Gates:
-        """x: `[B, T, dim]`; the gates come in `dtype`, `[B, H, T]`."""
+        """x: `[B, T, input_width]`; the gates come in `dtype`, `[B, H, T]`."""
         config, raw = self.config, {}
         if self.columns:
             parts = self.linear(x).to(dtype).split([config.heads * count for count in self.columns.values()], -1)
