@@ -24,6 +24,7 @@ from memory_titan.memory.neural.chunk import chunk_memory, read_memory
 from memory_titan.memory.neural.config import NeuralMemoryConfig
 from memory_titan.memory.neural.features import feature_size, polynomial_features
 from memory_titan.memory.neural.finite import finite_rows, valid_tokens
+from memory_titan.memory.neural.fused.threads import one_thread
 from memory_titan.memory.neural.mesa import mesa_memory, read_mesa
 from memory_titan.memory.neural.presets import PRESETS
 from memory_titan.memory.neural.projections import Gating, causal_convolution
@@ -32,6 +33,7 @@ from memory_titan.memory.neural.structure import Structure
 from memory_titan.memory.neural.trace import Trace, Traceable
 
 PIECE = 1 << 18  # numbers of x read at a time where no gradient is wanted: 1 MB, at no cost in time
+SMALL = 1 << 22  # weights, all rows together, up to which one thread does a token: measured faster up to there
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,8 @@ class NeuralMemory(Traceable, PyTorchModelHubMixin):
             ValueError: wrong shapes; with `nonfinite="raise"`, NaN or infinity in x.
             FloatingPointError: with `nonfinite="raise"`, values so large that the state would not be finite.
         """
-        y, _, state = self._run(x, state, mask, qkv, read=True, report=self.traces is not None)
+        with one_thread(self._is_small(x)):
+            y, _, state = self._run(x, state, mask, qkv, read=True, report=self.traces is not None)
         assert y is not None
         return y, state
 
@@ -177,7 +180,8 @@ class NeuralMemory(Traceable, PyTorchModelHubMixin):
         Returns:
             `(state, surprise)`, surprise.loss, .gradient, .write `[B, T, heads]`, float32; see `Surprise`.
         """
-        _, surprise, state = self._run(x, state, mask, qkv, read=False, report=True)
+        with one_thread(self._is_small(x)):
+            _, surprise, state = self._run(x, state, mask, qkv, read=False, report=True)
         assert surprise is not None
         return state, surprise
 
@@ -347,6 +351,12 @@ class NeuralMemory(Traceable, PyTorchModelHubMixin):
                 f"the state is that of another memory: {name} is {given.get(name, 'not there')} a row, and "
                 f"{expected.get(name, 'not there')} by this memory's configuration"
             )
+
+    def _is_small(self, x: Tensor) -> bool:
+        """Whether x is so little that a second thread on a CPU would only be in the way."""
+        if x.dim() != 3 or x.shape[1] > 1 or x.device.type != "cpu" or torch.is_grad_enabled():
+            return False
+        return x.shape[0] * max(sum(w.numel() for w in self.init_weights), 3 * self.config.dim**2) <= SMALL
 
     def _initial(self, batch_size: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
         return tuple(w.to(dtype).expand(batch_size, *w.shape) for w in self.init_weights)
