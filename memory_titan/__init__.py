@@ -1,5 +1,9 @@
 """An explicit, trainable, inspectable long-term memory for sequence models and applications."""
 
+from memory_titan.graft.config import MAGConfig, Qwen3MAGConfig
+from memory_titan.graft.model import MemoryModel, get_memory_model
+from memory_titan.graft.qwen3 import patch_qwen3_with_mag
+from memory_titan.graft.session import MemorySession
 from memory_titan.hybrid.engine import HybridEngine
 from memory_titan.memory.neural.config import NeuralMemoryConfig
 from memory_titan.memory.neural.layer import NeuralMemory, NeuralMemoryState
@@ -10,9 +14,15 @@ __version__ = "0.1.0"
 __all__ = [
     "PRESETS",
     "HybridEngine",
+    "MAGConfig",
+    "MemoryModel",
+    "MemorySession",
     "NeuralMemory",
     "NeuralMemoryConfig",
     "NeuralMemoryState",
+    "Qwen3MAGConfig",
+    "get_memory_model",
+    "patch_qwen3_with_mag",
     "trace",
     "writing_price",
 ]

@@ -1,0 +1,146 @@
+"""`memory-titan train ...`: a graft trained on samples with answers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+
+from memory_titan.cli.common import Refusal, plainly
+
+
+@click.group()
+def train() -> None:
+    """Train what stands on a memory."""
+
+
+def _both(name: str) -> tuple[str, str]:
+    """--output_dir and --output-dir."""
+    return f"--{name}", f"--{name.replace('_', '-')}"
+
+
+def parse_layers(text: str) -> Any:
+    """ "all", "20-29", "3,7,11" or a mixture, as layer numbers.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if text == "all":
+        return "all"
+    layers: list[int] = []
+    for part in text.split(","):
+        begin, dash, end = part.strip().partition("-")
+        if not begin.isdigit() or (dash and not end.isdigit()):
+            raise ValueError(f'layers must be "all", or numbers and ranges such as 3,7,20-29; got {text!r}')
+        layers += range(int(begin), int(end or begin) + 1)
+    return layers
+
+
+@train.command("mag")
+@click.option(*_both("model_name"), default="smollm2", show_default=True, help="smollm2, or any supported causal LM.")
+@click.option(*_both("data_path"), required=True, type=click.Path(path_type=Path), help="JSON lines of `data`.")
+@click.option(*_both("output_dir"), required=True, type=click.Path(path_type=Path), help="For latest/ and best/.")
+@click.option(
+    *_both("resume_from"),
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Start from this graft's weights and configuration, as one phase from the one before.",
+)
+@click.option("--resume", is_flag=True, help="Go on exactly where OUTPUT_DIR/latest stands.")
+@click.option(*_both("eval_path"), type=click.Path(path_type=Path), help="Samples to evaluate on.  [default: a tenth]")
+@click.option(*_both("learning_rate"), type=float, default=1e-3, show_default=True)
+@click.option(*_both("num_epochs"), type=click.IntRange(1), default=3, show_default=True)
+@click.option(*_both("batch_size"), type=click.IntRange(1), default=4, show_default=True)
+@click.option(*_both("max_steps"), type=click.IntRange(1), help="Stop after so many steps.")
+@click.option(
+    "--backprop",
+    type=click.IntRange(1),
+    default=2048,
+    show_default=True,
+    help="Tokens that the gradient goes back through.",
+)
+@click.option("--success", type=click.FloatRange(0, 1), help="Stop once this share of answers is right.")
+@click.option(*_both("gate_penalty"), type=float, default=0.0, show_default=True)
+@click.option(*_both("max_length"), type=click.IntRange(2), help="Tokens of the longest sample allowed.")
+@click.option(
+    *_both("too_long"),
+    type=click.Choice(["refuse", "truncate", "skip"]),
+    default="refuse",
+    show_default=True,
+    help="What becomes of longer ones.",
+)
+@click.option("--limit", type=click.IntRange(1), help="Use the first so many samples.")
+@click.option(*_both("evaluate_every"), type=click.IntRange(1), default=100, show_default=True, help="Steps.")
+@click.option(*_both("save_every"), type=click.IntRange(1), default=50, show_default=True, help="Steps.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--bf16", is_flag=True, help="Autocast the frozen model to bfloat16.")
+@click.option("--layers", help='Layers that get a memory: "all", or numbers and ranges.  [default: all]')
+@click.option("--window", type=click.IntRange(1), help="Tokens that the frozen attention may see.  [default: all]")
+@click.option("--source", type=click.Choice(["learned", "frozen"]), help="Of q, k, v.  [default: learned]")
+@click.option(*_both("memory_layers"), type=click.IntRange(1, 4), help="Depth of each memory.  [default: 2]")
+@click.option(*_both("n_persistent_tokens"), type=click.IntRange(0), help="[default: 16]")
+@click.option(*_both("chunk_size"), type=click.IntRange(1), help="Of the memory.  [default: 64]")
+@click.option("--expansion", type=click.IntRange(1), help="Of the memory's hidden layers.  [default: 4]")
+@click.option("--memory", "memory_options", metavar="JSON", help="Further options of the memory, a JSON object.")
+@plainly
+def mag(**options: Any) -> None:
+    """Graft memories on a frozen model and train them, and only them, on samples with answers.
+
+    Writes OUTPUT_DIR/latest (every --save_every steps) and OUTPUT_DIR/best (of the evaluations). Ctrl-C and worse lose
+    at most the steps since the last one; --resume goes on from there exactly.
+    """
+    from memory_titan.graft.config import MAGConfig
+    from memory_titan.graft.model import MemoryModel, get_memory_model
+    from memory_titan.hybrid.frozen import load_frozen
+    from memory_titan.training.examples import load_examples
+    from memory_titan.training.mag import TrainConfig, TrainingError
+    from memory_titan.training.mag import train as run
+
+    output: Path = options["output_dir"]
+    if (output / "latest").exists() and not options["resume"]:
+        raise Refusal(f"{output} holds a run already; --resume goes on with it")
+    chosen = {f.name: options[f.name] for f in fields(MAGConfig) if options.get(f.name) is not None}
+    if "layers" in chosen:
+        chosen["layers"] = parse_layers(chosen["layers"])
+    if options["memory_options"]:
+        try:
+            chosen["memory"] = json.loads(options["memory_options"])
+        except json.JSONDecodeError as error:
+            raise Refusal(f"--memory is not JSON: {error}") from None
+    given = {f.name: options[f.name] for f in fields(TrainConfig) if f.name in options}
+    config = TrainConfig(**given, mixed_precision="bf16" if options["bf16"] else "no")
+
+    frozen = load_frozen(options["model_name"])
+    limits = options["max_length"], options["too_long"], options["limit"]
+    examples = load_examples(options["data_path"], frozen.tokenizer, *limits)
+    if options["eval_path"] is not None:
+        held_out = load_examples(options["eval_path"], frozen.tokenizer, *limits[:2])
+    else:
+        held_out = examples[: max(1, len(examples) // 10)]
+        examples = examples[len(held_out) :]
+        if not examples:
+            raise Refusal(f"{options['data_path']} has one sample; with a tenth set aside, none is left to train on")
+    start = output / "latest" if options["resume"] else options["resume_from"]
+    if start is not None:
+        model = MemoryModel.from_pretrained(frozen.model, str(start), **chosen)
+    else:
+        model = get_memory_model(frozen.model, MAGConfig(**chosen))
+    click.echo(
+        f"{len(examples)} samples to train on, {len(held_out)} to evaluate; "
+        f"{model.count_trainable_parameters():,} trainable parameters",
+        err=True,
+    )
+    resume = output / "latest" if options["resume"] else None
+    try:
+        progress = run(model, examples, held_out, config, output, resume=resume, report=_tell)
+    except TrainingError as error:
+        raise Refusal(str(error)) from None
+    click.echo(f"{progress['step']} steps, {progress['seconds']:.0f} s; best {progress['best']:.3f}: {output / 'best'}")
+
+
+def _tell(record: dict[str, Any]) -> None:
+    shown = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in record.items()}
+    click.echo(" ".join(f"{key} {value}" for key, value in shown.items()), err=True)

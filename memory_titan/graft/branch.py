@@ -1,0 +1,154 @@
+"""The memory beside one layer's attention: query, write and read, gate.
+
+h ---------------> k, v, gates of the memory ---+
+|                                               v
++--> [QueryProjector] <-- memory's answer --> [NeuralMemory] --> answer --+
+|         one layer below                                                 v
++--> g = gate(h)                     h_out = residual + (1 - g) attn + g answer
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from memory_titan.graft.config import MAGConfig
+from memory_titan.memory.neural.layer import NeuralMemory, NeuralMemoryState
+
+Frozen = Callable[[Tensor], Tensor]  # h [B, T, hidden] -> the attention's own q, k, v, [B, T, 3 dim]
+
+
+class QueryProjector(nn.Module):
+    """What a layer asks its memory: its own input, refined by what the memory one layer below answered.
+
+    q = W h + R previous. R starts at 0, so that refinement is learned.
+
+    Args:
+        hidden: width of h and of the previous answer.
+        dim: width of q.
+        own: False: no W; the query is given, and refined.
+        refine: False: no R.
+    """
+
+    def __init__(self, hidden: int, dim: int, own: bool = True, refine: bool = True) -> None:
+        super().__init__()
+        self.query = nn.Linear(hidden, dim, bias=False) if own else None
+        self.refine = nn.Linear(hidden, dim, bias=False) if refine else None
+        if self.refine is not None:
+            nn.init.zeros_(self.refine.weight)
+
+    def forward(self, h: Tensor, previous: Tensor | None, given: Tensor | None = None) -> Tensor:
+        """h, previous: `[B, T, hidden]`; given: `[B, T, dim]`, without W; returns q `[B, T, dim]`."""
+        q = given if self.query is None else self.query(h)
+        assert q is not None
+        return q if self.refine is None or previous is None else q + self.refine(previous)
+
+
+class MemoryBranch(nn.Module):
+    """A `NeuralMemory` with its query, its gate, and its way in and out of the model's width; float32.
+
+    Args:
+        config: of the graft.
+        hidden: the model's width.
+        heads: of the memory.
+        dim: of the memory; a multiple of heads.
+        first: whether no grafted layer is below, and so no answer to refine the query by.
+    """
+
+    def __init__(self, config: MAGConfig, hidden: int, heads: int, dim: int, first: bool) -> None:
+        super().__init__()
+        frozen = config.source == "frozen"
+        self.query = QueryProjector(hidden, dim, own=not frozen, refine=config.query_refinement and not first)
+        self.memory = NeuralMemory(
+            dim,
+            **{
+                "qkv_activation": False,
+                **config.memory,
+                "heads": heads,
+                "depth": config.memory_layers,
+                "expansion": config.expansion,
+                "chunk_size": config.chunk_size,
+                "projections": False,
+                "input_dim": hidden,
+                "output_gate": False,
+            },
+        )
+        self.key_value = None if frozen else nn.Linear(hidden, 2 * dim, bias=False)
+        self.out = None if frozen else nn.Linear(dim, hidden, bias=False)
+        self._start_as_induction(config.lag)
+        self.gate = nn.Linear(hidden, 1)
+        nn.init.zeros_(self.gate.weight)
+        nn.init.zeros_(self.gate.bias)
+        self.gate_bias = config.gate_bias
+        if config.n_persistent_tokens:
+            self.persistent = nn.Parameter(torch.randn(config.n_persistent_tokens, hidden) / math.sqrt(hidden))
+        self.hidden = hidden
+
+    @torch.no_grad()
+    def _start_as_induction(self, lag: int) -> None:
+        """Where training starts, a value is stored under the key of `lag` tokens before it, and asked for as stored.
+
+        With a lag of 1 it answers with what came after the last place like this one, as an induction head does.
+        """
+        dim = self.memory.config.dim
+        if self.key_value is not None and self.query.query is not None:
+            self.key_value.weight[:dim] = self.query.query.weight
+        if self.memory.config.conv_size:
+            taps = torch.zeros_like(self.memory.conv.weight)
+            taps[:, :, -1] = 1.0
+            taps[dim : 2 * dim] = taps[dim : 2 * dim].roll(-lag, -1)
+            self.memory.conv.weight.copy_(taps)
+            assert self.memory.conv.bias is not None
+            nn.init.zeros_(self.memory.conv.bias)
+
+    def start(self, batch_size: int, frozen: Frozen | None = None) -> NeuralMemoryState:
+        """The state before the first token: the learned one, after the persistent tokens."""
+        state = self.memory.initial_state(batch_size)
+        if hasattr(self, "persistent"):
+            h = self.persistent.expand(batch_size, -1, -1)
+            _, state = self.memory(h, state, qkv=self._qkv(h, None, frozen))
+        return state
+
+    def forward(
+        self,
+        h: Tensor,
+        previous: Tensor | None,
+        state: NeuralMemoryState,
+        mask: Tensor | None = None,
+        frozen: Frozen | None = None,
+        project: Callable[[Tensor], Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor, NeuralMemoryState]:
+        """Write h, and read.
+
+        Args:
+            h: `[B, T, hidden]`, what the attention is given.
+            previous: `[B, T, hidden]`, the answer of the memory below; None: there is none.
+            state: of the memory.
+            mask: `[B, T]`, bool; tokens at False change nothing.
+            frozen: of h, the attention's q, k, v; for source "frozen".
+            project: the attention's output projection; for source "frozen".
+
+        Returns:
+            `(gate, answer, state)`: gate `[B, T, 1]` between about 0 and 1; answer `[B, T, hidden]`; float32.
+        """
+        h = h.to(self.gate.weight.dtype)
+        previous = None if previous is None else previous.to(h.dtype)
+        answer, state = self.memory(h, state, mask, qkv=self._qkv(h, previous, frozen))
+        if self.out is not None:
+            answer = self.out(answer)
+        else:
+            assert project is not None
+            answer = project(answer).to(h.dtype)
+        shut = 1 / (1 + math.exp(-self.gate_bias))
+        gate = (torch.sigmoid(self.gate(h) + self.gate_bias) - shut) / (1 - shut)
+        return gate, answer, state
+
+    def _qkv(self, h: Tensor, previous: Tensor | None, frozen: Frozen | None) -> Tensor:
+        if self.key_value is not None:
+            return torch.cat([self.query(h, previous), self.key_value(h)], -1)
+        assert frozen is not None
+        q, k, v = frozen(h).to(h.dtype).chunk(3, -1)
+        return torch.cat([self.query(h, previous, q), k, v], -1)

@@ -1,0 +1,90 @@
+"""What a graft is: which layers get a memory, what the memory is, how the two are mixed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+from memory_titan.memory.neural.config import NeuralMemoryConfig
+
+FORMAT_VERSION = 1
+
+
+@dataclass
+class MAGConfig:
+    """A memory beside the attention of a frozen decoder (MAG, Titans section 4.2, in the convex form of the graft).
+
+    h_out = residual + (1 - g) attn + g memory,    g = (sigmoid(w h + b) - sigmoid(b)) / (1 - sigmoid(b))
+
+    so that with w = 0, where training starts, the gate is exactly shut and the model exactly what it was.
+    """
+
+    layers: Literal["all"] | list[int] = "all"  # the decoder layers that get a memory, from 0
+    window: int | None = None  # tokens that attention may see, its own included; None: as the model has it
+    segment: int = 1024  # tokens a call that is longer is read in; of no influence on the result
+
+    memory_layers: int = 2  # matrices of each memory, its depth: 1 to 4
+    n_persistent_tokens: int = 16  # learned tokens that every memory has read before the first one; 0: none
+    chunk_size: int = 64  # tokens between two anchors of the memory's inner gradient
+    expansion: int = 4  # width of the memory's hidden layers over that of a head
+    source: Literal["learned", "frozen"] = "learned"  # of q, k, v: projections of its own, or the attention's
+    memory_dim: int | None = (
+        None  # width of q, k, v with "learned"; None: the model's. With "frozen": heads x head width
+    )
+    memory_heads: int | None = None  # heads of the memory with "learned"; None: as many as attention has
+    key_lag: int | None = None  # tokens by which keys lag behind values at the start; None: 1 for "learned", else 0
+    query_refinement: bool = True  # the query knows what the memory of the layer before has answered
+    gate_bias: float = -2.0  # b above: how far the gate leans to attention; it opens at about w h = -b
+    memory: dict[str, Any] = field(default_factory=dict)  # other fields of `NeuralMemoryConfig`
+
+    def __post_init__(self) -> None:
+        if self.layers != "all":
+            if isinstance(self.layers, str) or not self.layers:
+                raise ValueError(f'layers must be "all" or a list of layer numbers; got {self.layers!r}')
+            self.layers = sorted({int(layer) for layer in self.layers})
+        for name, least in {"segment": 1, "memory_layers": 1, "n_persistent_tokens": 0, "chunk_size": 1}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}; got {getattr(self, name)}")
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"window must be at least 1, the token itself; got {self.window}. None leaves it as it is")
+        if self.source not in ("learned", "frozen"):
+            raise ValueError(f'source must be "learned" or "frozen"; got {self.source!r}')
+        if self.source == "frozen" and (self.memory_dim is not None or self.memory_heads is not None):
+            raise ValueError('memory_dim and memory_heads are the attention\'s own with source="frozen"')
+        taps = self.memory.get("conv_size", 4)
+        if self.key_lag is not None and not 0 <= self.key_lag < max(1, taps):
+            raise ValueError(f"key_lag must be 0 to {max(0, taps - 1)}, one less than conv_size; got {self.key_lag}")
+        taken = {"dim", "heads", "depth", "chunk_size", "expansion", "projections", "input_dim", "output_gate"}
+        if clash := sorted(taken & set(self.memory)):
+            raise ValueError(f"memory must not set {', '.join(clash)}: the graft does")
+        known = {f.name for f in fields(NeuralMemoryConfig)}
+        if unknown := sorted(set(self.memory) - known):
+            raise ValueError(f"memory has no option {', '.join(unknown)}; it has those of NeuralMemoryConfig")
+
+    @property
+    def lag(self) -> int:
+        """`key_lag`, decided."""
+        if self.key_lag is not None:
+            return self.key_lag
+        return int(self.source == "learned" and self.memory.get("conv_size", 4) > 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> MAGConfig:
+        """What `to_dict` gave.
+
+        Raises:
+            ValueError: it has fields that this version does not know.
+        """
+        if unknown := sorted(set(values) - {f.name for f in fields(cls)}):
+            raise ValueError(f"the configuration has fields this version does not know: {', '.join(unknown)}")
+        return cls(**values)
+
+
+@dataclass
+class Qwen3MAGConfig(MAGConfig):
+    """`MAGConfig` for `patch_qwen3_with_mag`, which refuses other models."""

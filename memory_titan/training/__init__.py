@@ -1,0 +1,1 @@
+"""Training what stands on a memory: examples, objectives, the loop, checkpoints."""

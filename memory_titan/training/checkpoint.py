@@ -1,0 +1,89 @@
+"""Checkpoints of a training run: the graft as it is shared, and beside it what training needs to go on exactly.
+
+    output/latest/   adapter_config.json, adapter_model.safetensors, trainer.pt, progress.json
+    output/best/     the same, of the best evaluation so far
+
+A checkpoint is written beside its place and then renamed: there is always a whole one, whenever a run is killed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from memory_titan.graft.adapter import WEIGHTS
+from memory_titan.graft.model import MemoryModel
+
+TRAINER, PROGRESS = "trainer.pt", "progress.json"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message says which file and why."""
+
+
+def save_checkpoint(folder: Path, model: MemoryModel, trainer: dict[str, Any], progress: dict[str, Any]) -> None:
+    """Write a checkpoint whole, in the place of what was there.
+
+    Args:
+        folder: its place.
+        model: whose graft it is.
+        trainer: tensors and numbers for `torch.save`: optimizer, schedule, random numbers.
+        progress: for JSON.
+    """
+    new, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(new, ignore_errors=True)
+    model.save_pretrained(str(new))
+    torch.save(trainer, new / TRAINER)
+    (new / PROGRESS).write_text(json.dumps(progress, indent=2) + "\n", "utf-8")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.rename(folder, old)
+    os.rename(new, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def find_checkpoint(folder: Path) -> Path:
+    """The folder, or what a run that was killed between two renames has left of it.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    for place in (folder, folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")):
+        if (place / PROGRESS).exists():
+            return place
+    raise CheckpointError(f"{folder} holds no checkpoint: {PROGRESS} is missing")
+
+
+def load_weights(folder: Path, model: MemoryModel) -> None:
+    """The graft's weights into a model of the same configuration.
+
+    Raises:
+        CheckpointError: they are missing, damaged, or of another shape.
+    """
+    path = folder / WEIGHTS
+    try:
+        model.branches.load_state_dict(load_file(path))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing") from None
+    except Exception as error:  # of safetensors, or names and shapes that differ
+        raise CheckpointError(f"{path} does not fit: {str(error).strip().splitlines()[-1].strip()}") from error
+
+
+def load_trainer(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What `save_checkpoint` was given: trainer and progress.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    try:
+        progress = json.loads((folder / PROGRESS).read_text("utf-8"))
+        return torch.load(folder / TRAINER, map_location="cpu", weights_only=True), progress
+    except (OSError, json.JSONDecodeError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{folder} is damaged: {error}") from error

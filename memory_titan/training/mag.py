@@ -1,0 +1,266 @@
+"""Training a graft on samples with answers: only its own parameters, through the memory's updates.
+
+Each step reads a batch from its first token to its last, in stretches of `backprop` tokens. The memory is carried from
+stretch to stretch; the gradient goes back through all updates within one, and no further (truncated backpropagation).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import Tensor
+
+from memory_titan.graft.model import MemoryModel
+from memory_titan.training.checkpoint import (
+    CheckpointError,
+    find_checkpoint,
+    load_trainer,
+    load_weights,
+    save_checkpoint,
+)
+from memory_titan.training.examples import Example, batches, collate
+from memory_titan.training.objective import AnswerLoss, exact, stretches
+
+Report = Callable[[dict[str, Any]], None]
+
+
+class TrainingError(RuntimeError):
+    """Training that cannot go on; the message says at which step and on what."""
+
+
+@dataclass
+class TrainConfig:
+    """How a graft is trained."""
+
+    learning_rate: float = 1e-3
+    num_epochs: int = 3
+    batch_size: int = 4  # texts a step, over all processes
+    backprop: int = 2048  # tokens that the gradient goes back through
+    max_steps: int | None = None  # stop after so many; None: after the epochs
+    warmup: float = 0.03  # share of all steps; the rate then falls as a cosine to a tenth
+    weight_decay: float = 0.0
+    clip: float = 1.0  # largest gradient norm
+    gate_penalty: float = 0.0  # times the mean gate, added to the loss of each answer token
+    success: float | None = None  # stop once this share of the evaluation's answers is right; None: never
+    evaluate_every: int = 100  # steps
+    save_every: int = 50  # steps between two latest checkpoints
+    seed: int = 0
+    mixed_precision: str = "no"  # of the frozen model: "no" or "bf16"
+
+    def __post_init__(self) -> None:
+        least = {"num_epochs": 1, "batch_size": 1, "backprop": 1, "evaluate_every": 1, "save_every": 1}
+        for name, value in least.items():
+            if getattr(self, name) < value:
+                raise ValueError(f"{name} must be at least {value}; got {getattr(self, name)}")
+        if not self.learning_rate > 0 or not self.clip > 0:
+            raise ValueError(f"learning_rate and clip must be positive; got {self.learning_rate} and {self.clip}")
+        if self.mixed_precision not in ("no", "bf16"):
+            raise ValueError(f'mixed_precision must be "no" or "bf16"; got {self.mixed_precision!r}')
+
+
+def rate_at(step: int, steps: int, config: TrainConfig) -> float:
+    """The learning rate of a step (from 0) of `steps`, over the highest one."""
+    warm = max(1, round(config.warmup * steps))
+    if step < warm:
+        return (step + 1) / warm
+    return 0.1 + 0.45 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+@torch.no_grad()
+def evaluate(model: MemoryModel, examples: Sequence[Example], batch_size: int = 8) -> dict[str, Any]:
+    """Share of answers said right by greedy decoding given all that stands before them, and of their tokens.
+
+    Args:
+        model: in whatever mode; memory on or off.
+        examples: what to ask.
+        batch_size: texts at a time.
+
+    Returns:
+        exact, tokens: shares; answers: one dict an answer, with right, distance, nearest and name.
+    """
+    loss, was = AnswerLoss(model), model.training
+    model.eval()
+    answers: list[dict[str, Any]] = []
+    said = right_ones = 0
+    ordered = sorted(examples, key=lambda example: len(example.ids))
+    for group in batches(ordered, batch_size, 0, 0, shuffle=False):
+        batch = collate(group)
+        session, parts = model.new_session(len(group)), []
+        for stretch in stretches(batch, model.graft_config.segment):
+            parts.append(loss(_to(stretch, model.device), session)[1].cpu())
+        right = torch.cat(parts, 1)
+        said, right_ones = said + int((batch.said > 0).sum()), right_ones + int(right.sum())
+        for example, row in zip(group, exact(batch, right), strict=True):
+            for one, distance, nearest in zip(row, example.distances, example.nearest, strict=True):
+                answers.append({"right": one, "distance": distance, "nearest": nearest, "name": example.name})
+    model.train(was)
+    return {
+        "exact": sum(a["right"] for a in answers) / len(answers),
+        "tokens": right_ones / max(1, said),
+        "answers": answers,
+    }
+
+
+def train(
+    model: MemoryModel,
+    examples: Sequence[Example],
+    held_out: Sequence[Example],
+    config: TrainConfig,
+    output: Path,
+    *,
+    resume: Path | None = None,
+    report: Report = lambda record: None,
+    details: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Train until the epochs, the steps, or success are reached.
+
+    Args:
+        model: grafted; trained in place.
+        examples: to train on.
+        held_out: to evaluate on; empty: no evaluation, and the latest checkpoint counts as the best.
+        config: how.
+        output: folder for `latest` and `best`.
+        resume: a `latest` of the same run, to go on from exactly where it stood.
+        report: called with a record of each step and evaluation.
+        details: more for progress.json.
+
+    Returns:
+        the last progress: step, epoch, best, history.
+
+    Raises:
+        TrainingError: the loss is not finite. The last checkpoint stays.
+        CheckpointError: `resume` cannot be used.
+    """
+    handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]
+    accelerator = Accelerator(mixed_precision=config.mixed_precision, kwargs_handlers=handlers)
+    if config.batch_size % accelerator.num_processes:
+        raise ValueError(f"batch_size={config.batch_size} is no multiple of {accelerator.num_processes} processes")
+    torch.manual_seed(config.seed)
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, config.learning_rate, (0.9, 0.95), weight_decay=config.weight_decay)
+    an_epoch = math.ceil(len(examples) / config.batch_size)
+    steps = min(config.max_steps or math.inf, an_epoch * config.num_epochs)
+    progress: dict[str, Any] = {"step": 0, "best": -1.0, "seconds": 0.0, "history": [], "config": asdict(config)}
+    progress |= details or {}
+    if resume is not None:
+        folder = find_checkpoint(resume)
+        trainer, before = load_trainer(folder)
+        different = [k for k, v in asdict(config).items() if k != "max_steps" and before["config"].get(k) != v]
+        if different or before.get("examples") != len(examples):
+            raise CheckpointError(
+                f"{folder} is of another run: {', '.join(different) or 'the number of examples'} differs. To begin a "
+                "new one from its weights, give them as the start."
+            )
+        load_weights(folder, model)
+        optimizer.load_state_dict(trainer["optimizer"])
+        torch.set_rng_state(trainer["random"])
+        progress = {**before, "config": asdict(config)}
+    progress["examples"] = len(examples)
+    objective, optimizer = accelerator.prepare(AnswerLoss(model, config.gate_penalty), optimizer)
+    model.train()
+
+    def save(name: str) -> None:
+        if accelerator.is_main_process:
+            trainer = {"optimizer": optimizer.state_dict(), "random": torch.get_rng_state()}
+            save_checkpoint(output / name, model, trainer, progress)
+        accelerator.wait_for_everyone()
+
+    first = progress["step"]
+    done = False
+    for epoch in range(first // an_epoch, config.num_epochs):
+        for index, group in enumerate(batches(examples, config.batch_size, config.seed, epoch)):
+            step = epoch * an_epoch + index
+            if step < first:
+                continue
+            if step >= steps or done:
+                break
+            started = time.perf_counter()
+            for settings in optimizer.param_groups:
+                settings["lr"] = config.learning_rate * rate_at(step, int(steps), config)
+            record = _step(accelerator, objective, optimizer, group, config, step)
+            progress["step"] = step + 1
+            progress["seconds"] += time.perf_counter() - started
+            progress["history"].append(record)
+            report(record)
+            if held_out and ((step + 1) % config.evaluate_every == 0 or step + 1 == steps):
+                found = evaluate(model, held_out, config.batch_size)
+                scores = {"step": step + 1, "exact": found["exact"], "exact_tokens": found["tokens"]}
+                progress["history"].append(scores)
+                report(scores)
+                if found["exact"] > progress["best"]:
+                    progress["best"] = found["exact"]
+                    save("best")
+                done = config.success is not None and found["exact"] >= config.success
+            if (step + 1) % config.save_every == 0 or step + 1 == steps or done:
+                save("latest")
+    if not held_out:
+        save("best")
+    return progress
+
+
+def _step(
+    accelerator: Accelerator,
+    objective: Any,
+    optimizer: Any,
+    group: list[Example],
+    config: TrainConfig,
+    step: int,
+) -> dict[str, Any]:
+    """One step of the optimizer; the record of it."""
+    # Every process takes its rows; the loss is over the answers of all.
+    mine = group[accelerator.process_index :: accelerator.num_processes] or group[:1]
+    idle = accelerator.process_index >= len(group)
+    batch = collate(mine)
+    whole = collate(group)
+    count = int((whole.said > 0).sum())
+    model: MemoryModel = accelerator.unwrap_model(objective).model
+    session = model.new_session(len(mine))
+    parts = stretches(batch, config.backprop)
+    turns = math.ceil(whole.ids.shape[1] / config.backprop)  # as many for every process
+    total = torch.zeros((), device=accelerator.device)
+    right: list[Tensor] = []
+    optimizer.zero_grad()
+    for turn in range(turns):
+        if turn >= len(parts):
+            parts.append(parts[-1])  # a shorter text than another process's: its end again, and not counted
+        counts = 0.0 if idle or turn >= math.ceil(batch.ids.shape[1] / config.backprop) else 1.0
+        with accelerator.accumulate(objective), accelerator.autocast():
+            loss, said = objective(_to(parts[turn], accelerator.device), session)
+        # averaged over processes by DDP, so times their number
+        accelerator.backward(counts * loss * accelerator.num_processes / max(1, count))
+        session.detach()
+        if counts:
+            total, right = total + loss.detach(), [*right, said]
+    losses = accelerator.reduce(total) / max(1, count)
+    if not bool(losses.isfinite()):
+        names = "; ".join(example.name for example in group)
+        raise TrainingError(f"the loss is {float(losses)} at step {step + 1}, on {names}. The last checkpoint stands")
+    norm = accelerator.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], config.clip)
+    if not bool(torch.as_tensor(norm).isfinite()):
+        names = "; ".join(example.name for example in group)
+        raise TrainingError(f"the gradient is {float(norm)} at step {step + 1}, on {names}. The last checkpoint stands")
+    optimizer.step()
+    hits = exact(batch, torch.cat([x.cpu() for x in right], 1)) if right else []
+    flat = [one for row in hits for one in row]
+    gates = torch.stack([gate.detach().abs().mean() for gate in session.gates.values()])
+    return {
+        "step": step + 1,
+        "loss": float(losses),
+        "train_exact": sum(flat) / max(1, len(flat)),
+        "gradient": float(norm),
+        "rate": optimizer.param_groups[0]["lr"],
+        "gate": float(gates.mean()),
+        "gate_max": float(gates.max()),
+    }
+
+
+def _to(stretch: Any, device: torch.device) -> Any:
+    return type(stretch)(**{name: x.to(device) if isinstance(x, Tensor) else x for name, x in vars(stretch).items()})
