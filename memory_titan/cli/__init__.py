@@ -23,6 +23,7 @@ from memory_titan import __version__
 from memory_titan.cli.bench import bench, presets_command
 from memory_titan.cli.common import Refusal, plainly, steps
 from memory_titan.cli.data import data
+from memory_titan.cli.train import train
 
 _SAVE_EVERY = 500  # sentences between two savings while reading
 
@@ -338,6 +339,7 @@ def evaluate_retention_command(text: Path | None, plot: Path | None, asked: int,
 main.add_command(presets_command)
 main.add_command(bench)
 main.add_command(data)
+main.add_command(train)
 
 
 def _engine(model: str, path: Path, config: Any = None, quiet: bool = False) -> Any:

@@ -96,8 +96,12 @@ def mag(**options: Any) -> None:
     from memory_titan.graft.model import MemoryModel, get_memory_model
     from memory_titan.hybrid.frozen import load_frozen
     from memory_titan.training.examples import load_examples
-    from memory_titan.training.mag import TrainConfig, TrainingError
-    from memory_titan.training.mag import train as run
+
+    try:
+        from memory_titan.training.mag import TrainConfig, TrainingError
+        from memory_titan.training.mag import train as run
+    except ImportError as error:
+        raise Refusal(f"training needs more ({error.name} is missing): pip install 'memory-titan[train]'") from None
 
     output: Path = options["output_dir"]
     if (output / "latest").exists() and not options["resume"]:

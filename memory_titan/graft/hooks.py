@@ -135,7 +135,8 @@ class Graft:
     def _enter(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Before the decoder: the call, positions, masks, and a session where a cache is wanted."""
         given = {**self._signature.bind_partial(*args).arguments, **kwargs}
-        if not self.with_memory and not self.with_window:
+        bare = not self.with_memory and not self.with_window
+        if bare and not isinstance(given.get("past_key_values"), MemorySession):
             return None
         tokens = given.get("input_ids") if given.get("inputs_embeds") is None else given["inputs_embeds"]
         if tokens is None:

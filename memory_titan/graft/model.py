@@ -70,6 +70,7 @@ class MemoryModel(nn.Module):
             options = {"attention_mask": attention_mask, "labels": labels, "logits_to_keep": logits_to_keep}
             return self.base_model(input_ids=input_ids, **options, **kwargs)
         session = self.new_session(input_ids.shape[0]) if session is None else session
+        kwargs.pop("use_cache", None)  # from segment to segment there is no other way
         masks = None if attention_mask is None else attention_mask[:, -length:]
         logits, out = [], None
         for begin in range(0, length, size):

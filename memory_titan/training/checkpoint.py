@@ -50,13 +50,16 @@ def save_checkpoint(folder: Path, model: MemoryModel, trainer: dict[str, Any], p
 
 
 def find_checkpoint(folder: Path) -> Path:
-    """The folder, or what a run that was killed between two renames has left of it.
+    """The folder; a checkpoint that a run killed between two renames has left beside it is put there.
 
     Raises:
         CheckpointError: there is none.
     """
     for place in (folder, folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")):
         if (place / PROGRESS).exists():
+            if place != folder and not folder.exists():
+                os.rename(place, folder)
+                return folder
             return place
     raise CheckpointError(f"{folder} holds no checkpoint: {PROGRESS} is missing")
 

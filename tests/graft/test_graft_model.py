@@ -30,7 +30,7 @@ def test_only_the_graft_is_trained_and_all_of_it(kind, source):
         missing = [n for n, p in model.branches.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
         assert not missing, missing
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     assert losses[-1] < losses[0] - 0.1
     assert all(p.grad is None for p in model.base_model.parameters())
     for name, tensor in model.base_model.state_dict().items():
@@ -47,7 +47,7 @@ def test_from_shut_gates_training_gets_away():
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     assert losses[-1] < losses[0] - 0.5
 
 
@@ -106,6 +106,8 @@ def test_taken_off(kind):
     assert not torch.allclose(model(tokens).logits, expected)
     with model.disable_memory():
         same(model(tokens).logits, expected, 0.0)
+        session = model.new_session(2)
+        same(torch.cat([model(part, memory=session).logits for part in tokens.split(6, 1)], 1), expected)
     assert not torch.allclose(model(tokens).logits, expected)
     assert model.unload() is other
     same(other(tokens).logits, expected, 0.0)
