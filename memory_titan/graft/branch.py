@@ -35,7 +35,7 @@ class QueryProjector(nn.Module):
 
     def __init__(self, hidden: int, dim: int, own: bool = True, refine: bool = True) -> None:
         super().__init__()
-        self.query = nn.Linear(hidden, dim, bias=False) if own else None
+        self.query = nn.Linear(hidden, dim) if own else None
         self.refine = nn.Linear(hidden, dim, bias=False) if refine else None
         if self.refine is not None:
             nn.init.zeros_(self.refine.weight)
@@ -76,7 +76,7 @@ class MemoryBranch(nn.Module):
                 "output_gate": False,
             },
         )
-        self.key_value = None if frozen else nn.Linear(hidden, 2 * dim, bias=False)
+        self.key_value = None if frozen else nn.Linear(hidden, 2 * dim)
         self.out = None if frozen else nn.Linear(dim, hidden, bias=False)
         self._start_as_induction(config.lag)
         self.gate = nn.Linear(hidden, 1)
@@ -95,6 +95,8 @@ class MemoryBranch(nn.Module):
         """
         dim = self.memory.config.dim
         if self.key_value is not None and self.query.query is not None:
+            nn.init.zeros_(self.query.query.bias)
+            nn.init.zeros_(self.key_value.bias)
             self.key_value.weight[:dim] = self.query.query.weight
         if self.memory.config.conv_size:
             taps = torch.zeros_like(self.memory.conv.weight)

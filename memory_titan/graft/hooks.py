@@ -98,7 +98,7 @@ class Graft:
 
     def start(self, layer: int, batch_size: int) -> NeuralMemoryState:
         """The memory of a grafted layer before the first token."""
-        return self._branch(layer).start(batch_size, self._frozen(layer))
+        return self._branch(layer).start(batch_size, self.frozen(layer))
 
     def new_session(self, batch_size: int) -> MemorySession:
         """A stream of which nothing was read yet."""
@@ -124,7 +124,7 @@ class Graft:
         assert isinstance(branch, MemoryBranch)
         return branch
 
-    def _frozen(self, layer: int) -> Callable[[Tensor], Tensor] | None:
+    def frozen(self, layer: int) -> Callable[[Tensor], Tensor] | None:
         """What makes the attention's own q, k, v."""
         if self.config.source != "frozen":
             return None
@@ -221,7 +221,7 @@ class Graft:
             None if below is None else call.answers[below],
             state,
             call.mask if call.padded else None,
-            self._frozen(layer),
+            self.frozen(layer),
             lambda y: project(y.to(h.dtype).contiguous()),
         )
         call.memories.setdefault(layer, state)

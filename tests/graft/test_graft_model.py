@@ -10,6 +10,7 @@ from transformers import BertConfig, BertLMHeadModel, DynamicCache, StaticCache
 
 from grafts import ARCHITECTURES, bare, graft, ids, loud, same
 from memory_titan import MAGConfig, MemoryModel, Qwen3MAGConfig, get_memory_model, patch_qwen3_with_mag
+from memory_titan.graft.calibrate import calibrate
 from memory_titan.memory.files import MemoryFileError
 
 each = pytest.mark.parametrize("kind", ARCHITECTURES)
@@ -36,6 +37,44 @@ def test_only_the_graft_is_trained_and_all_of_it(kind, source):
     for name, tensor in model.base_model.state_dict().items():
         assert torch.equal(tensor, before[name])
     assert model.count_trainable_parameters() == sum(p.numel() for p in model.branches.parameters())
+
+
+@each
+def test_calibrated(kind):
+    """Keys are white and without mean on what was read, queries are keys, and an answer is a state again."""
+    model, texts = graft(kind, window=6), [ids(2, 40, seed=i) for i in range(3)]
+    assert calibrate(model, texts) == 240
+    seen = {}
+    hooks = [
+        attention.register_forward_pre_hook(
+            lambda m, args, kwargs, i=i: seen.setdefault(i, []).append(kwargs.get("hidden_states", *args[:1])),
+            with_kwargs=True,
+        )
+        for i, attention in model.graft.attention.items()
+    ]
+    with model.disable_memory(keep_window=True):
+        for text in texts:
+            model.hidden(text)
+    for hook in hooks:
+        hook.remove()
+    for layer in range(3):
+        branch, h = model.branches[str(layer)], torch.cat(seen[layer]).flatten(0, 1)
+        k, v = branch.key_value(h).chunk(2, -1)
+        same(branch.query.query(h), k, 1e-4)
+        assert k.mean(0).abs().max() < 1e-3
+        spread = torch.linalg.eigvalsh(k.mT @ k / len(k))
+        assert 0.9 < spread[-1] < 1.01 and (spread > 0.1).float().mean() > 0.6
+        same(branch.out(v), h - h.mean(0), 1e-2)
+    with pytest.raises(ValueError, match="more than 32 tokens"):
+        calibrate(graft(kind), [ids(1, 20)])
+
+
+def test_calibrated_with_frozen_projections():
+    model = graft(source="frozen")
+    calibrate(model, [ids(2, 60)])
+    assert model.branches["1"].memory.conv.bias[:32].abs().max() > 0
+    assert not model.branches["1"].memory.conv.bias[64:].any()
+    same(model(ids()).logits, bare()(ids()).logits, 1e-5)
 
 
 def test_from_shut_gates_training_gets_away():
