@@ -76,7 +76,8 @@ class MemoryBranch(nn.Module):
                 "output_gate": False,
             },
         )
-        self.key_value = None if frozen else nn.Linear(hidden, 2 * dim)
+        self.key = None if frozen else nn.Linear(hidden, dim)
+        self.value = None if frozen else nn.Linear(hidden, dim)
         self.out = None if frozen else nn.Linear(dim, hidden, bias=False)
         self._start_as_induction(config.lag)
         self.gate = nn.Linear(hidden, 1)
@@ -94,10 +95,9 @@ class MemoryBranch(nn.Module):
         With a lag of 1 it answers with what came after the last place like this one, as an induction head does.
         """
         dim = self.memory.config.dim
-        if self.key_value is not None and self.query.query is not None:
+        if self.key is not None and self.query.query is not None:
             nn.init.zeros_(self.query.query.bias)
-            nn.init.zeros_(self.key_value.bias)
-            self.key_value.weight[:dim] = self.query.query.weight
+            self.key.load_state_dict(self.query.query.state_dict())
         if self.memory.config.conv_size:
             taps = torch.zeros_like(self.memory.conv.weight)
             taps[:, :, -1] = 1.0
@@ -111,7 +111,7 @@ class MemoryBranch(nn.Module):
         state = self.memory.initial_state(batch_size)
         if hasattr(self, "persistent"):
             h = self.persistent.expand(batch_size, -1, -1)
-            _, state = self.memory(h, state, qkv=self._qkv(h, None, frozen))
+            _, state = self.memory(h, state, qkv=self._qkv(h, None, h, frozen))
         return state
 
     def forward(
@@ -120,6 +120,7 @@ class MemoryBranch(nn.Module):
         previous: Tensor | None,
         state: NeuralMemoryState,
         mask: Tensor | None = None,
+        tokens: Tensor | None = None,
         frozen: Frozen | None = None,
         project: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, Tensor, NeuralMemoryState]:
@@ -130,6 +131,7 @@ class MemoryBranch(nn.Module):
             previous: `[B, T, hidden]`, the answer of the memory below; None: there is none.
             state: of the memory.
             mask: `[B, T]`, bool; tokens at False change nothing.
+            tokens: `[B, T, hidden]`, the tokens' embeddings, of which values are made; None: of h.
             frozen: of h, the attention's q, k, v; for source "frozen".
             project: the attention's output projection; for source "frozen".
 
@@ -138,7 +140,8 @@ class MemoryBranch(nn.Module):
         """
         h = h.to(self.gate.weight.dtype)
         previous = None if previous is None else previous.to(h.dtype)
-        answer, state = self.memory(h, state, mask, qkv=self._qkv(h, previous, frozen))
+        told = h if tokens is None else tokens.to(h.dtype)
+        answer, state = self.memory(h, state, mask, qkv=self._qkv(h, previous, told, frozen))
         if self.out is not None:
             answer = self.out(answer)
         else:
@@ -148,9 +151,9 @@ class MemoryBranch(nn.Module):
         gate = (torch.sigmoid(self.gate(h) + self.gate_bias) - shut) / (1 - shut)
         return gate, answer, state
 
-    def _qkv(self, h: Tensor, previous: Tensor | None, frozen: Frozen | None) -> Tensor:
-        if self.key_value is not None:
-            return torch.cat([self.query(h, previous), self.key_value(h)], -1)
+    def _qkv(self, h: Tensor, previous: Tensor | None, told: Tensor, frozen: Frozen | None) -> Tensor:
+        if self.key is not None and self.value is not None:
+            return torch.cat([self.query(h, previous), self.key(h), self.value(told)], -1)
         assert frozen is not None
         q, k, v = frozen(h).to(h.dtype).chunk(3, -1)
         return torch.cat([self.query(h, previous, q), k, v], -1)

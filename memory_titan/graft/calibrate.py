@@ -4,9 +4,10 @@ The states of one layer all look alike: they share a mean, and a few directions 
 random projections of them are nearly the same for every token, and training has to find out first what differs. From
 a little text `calibrate` takes mean and covariance of what each grafted attention is given, and starts with
 
-    q = R C^{-1/2} (h - mean),    k and v likewise,    out = C^{1/2} R^T
+    q = R C^{-1/2} (h - mean),    k and v likewise,    out = s C^{1/2} R^T
 
-R a random rotation, so that every head gets a part of everything: white keys, and an answer that is a state again.
+R a random rotation, so that every head gets a part of everything: white keys, and an answer that is a state (or, with
+values="tokens", an embedding) again, with s as long as the residual that it is added to.
 """
 
 from __future__ import annotations
@@ -40,42 +41,79 @@ def calibrate(model: MemoryModel, texts: Iterable[Tensor], seed: int = 0) -> int
     Raises:
         ValueError: fewer tokens than what is measured is wide.
     """
-    sums: dict[int, tuple[Tensor, Tensor]] = {}
-    tokens = 0
+    graft, learned = model.graft, model.graft_config.source == "learned"
+    states: dict[int, _Moments] = {layer: _Moments() for layer in graft.layers}
+    residuals: dict[int, _Moments] = {layer: _Moments() for layer in graft.layers}
+    embeddings = _Moments()
 
     def listen(layer: int, module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
         h = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-        frozen = model.graft.frozen(layer)
-        if frozen is not None:
-            h = torch.cat(frozen(h).chunk(3, -1)[:2], -1)
-        x = h.flatten(0, -2).double()
-        before = sums.get(layer, (0.0, 0.0))
-        sums[layer] = before[0] + x.sum(0), before[1] + x.mT @ x
+        frozen = graft.frozen(layer)
+        states[layer].add(h if frozen is None else torch.cat(frozen(h).chunk(3, -1)[:2], -1))
 
+    def measure(layer: int, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        residuals[layer].add(args[0].norm(dim=-1, keepdim=True))
+
+    layers = graft.decoder.get_submodule(graft.architecture.layers)
     hooks = [
-        module.register_forward_pre_hook(partial(listen, layer), with_kwargs=True)
-        for layer, module in model.graft.attention.items()
+        graft.attention[layer].register_forward_pre_hook(partial(listen, layer), with_kwargs=True)
+        for layer in graft.layers
     ]
+    hooks += [layers[layer].register_forward_pre_hook(partial(measure, layer)) for layer in graft.layers]
     try:
         with model.disable_memory(keep_window=True):
             for ids in texts:
                 model.hidden(ids.to(model.device))
-                tokens += ids.numel()
+                embeddings.add(graft.decoder.get_input_embeddings()(ids.to(model.device)))
     finally:
         for handle in hooks:
             handle.remove()
+    if embeddings.count <= len(states[graft.layers[0]].first):
+        raise ValueError(
+            f"calibration needs more than {len(states[graft.layers[0]].first)} tokens here; got {embeddings.count}"
+        )
     generator = torch.Generator().manual_seed(seed)
-    for layer, (first, second) in sums.items():
-        if tokens <= len(first):
-            raise ValueError(f"calibration needs more than {len(first)} tokens here; got {tokens}")
+    for layer in graft.layers:
         branch = model.branches[str(layer)]
         assert isinstance(branch, MemoryBranch)
-        mean = first / tokens
-        if model.graft_config.source == "frozen":
-            _centre(branch, mean)
+        if learned:
+            told = embeddings if model.graft_config.values == "tokens" else states[layer]
+            _whiten(branch, states[layer], told, float(residuals[layer].mean), generator)
         else:
-            _whiten(branch, mean, second / tokens - torch.outer(mean, mean), generator)
-    return tokens
+            _centre(branch, states[layer].mean)
+    return embeddings.count
+
+
+class _Moments:
+    """Mean and covariance of what is added."""
+
+    def __init__(self) -> None:
+        self.count, self.first, self.second = 0, torch.zeros(1), torch.zeros(1)
+
+    def add(self, x: Tensor) -> None:
+        """x: `[..., n]`."""
+        x = x.flatten(0, -2).double()
+        self.count += len(x)
+        self.first, self.second = self.first.to(x) + x.sum(0), self.second.to(x) + x.mT @ x
+
+    @property
+    def mean(self) -> Tensor:
+        """`[n]`."""
+        return self.first / self.count
+
+    def white(self, dim: int, generator: torch.Generator) -> tuple[Tensor, Tensor, float]:
+        """`[dim, n]` that makes x - mean white, `[n, dim]` that makes it x - mean again, and how long x - mean is.
+
+        With fewer dimensions those are left out in which x varies least.
+        """
+        mean = self.mean
+        covariance = self.second / self.count - torch.outer(mean, mean)
+        length = float(covariance.trace().sqrt())
+        covariance = covariance + _SHRINK * covariance.diagonal().mean() * torch.eye(len(mean)).to(covariance)
+        values, vectors = (x[..., -dim:] for x in torch.linalg.eigh(covariance))
+        rotation = torch.randn(dim, dim, generator=generator, dtype=torch.float64)
+        rotation = torch.linalg.qr(rotation)[0].to(values)[:, : len(values)]
+        return (rotation / values.sqrt()) @ vectors.mT, (vectors * values.sqrt()) @ rotation.mT, length
 
 
 def _centre(branch: MemoryBranch, mean: Tensor) -> None:
@@ -85,21 +123,15 @@ def _centre(branch: MemoryBranch, mean: Tensor) -> None:
         branch.memory.conv.bias[: len(mean)] = -mean.to(branch.memory.conv.bias)
 
 
-def _whiten(branch: MemoryBranch, mean: Tensor, covariance: Tensor, generator: torch.Generator) -> None:
-    """mean `[hidden]`, covariance `[hidden, hidden]` of what the attention is given."""
-    query, key_value, out = branch.query.query, branch.key_value, branch.out
-    assert query is not None and key_value is not None and out is not None
-    dim, hidden = query.weight.shape
-    covariance = covariance + _SHRINK * covariance.diagonal().mean() * torch.eye(hidden).to(covariance)
-    values, vectors = torch.linalg.eigh(covariance)
-    values, vectors = values[-dim:], vectors[:, -dim:]  # the largest ones, if the memory is narrower
-    kept = len(values)
-    rotation = torch.linalg.qr(torch.randn(dim, dim, generator=generator, dtype=torch.float64))[0].to(values)[:, :kept]
-    white = (rotation / values.sqrt()) @ vectors.mT  # [dim, hidden]
-    back = (vectors * values.sqrt()) @ rotation.mT  # [hidden, dim]
-    for weight, bias in ((query.weight, query.bias), (key_value.weight[:dim], key_value.bias[:dim])):
-        weight.copy_(white)
-        bias.copy_(-white @ mean)
-    key_value.weight[dim:].copy_(white)
-    key_value.bias[dim:].copy_(-white @ mean)
-    out.weight.copy_(back)
+def _whiten(
+    branch: MemoryBranch, states: _Moments, told: _Moments, residual: float, generator: torch.Generator
+) -> None:
+    """Queries and keys from the states, values from what is told; answers as long as the residual."""
+    query, key, value, out = branch.query.query, branch.key, branch.value, branch.out
+    assert query is not None and key is not None and value is not None and out is not None
+    for layers, moments in (((query, key), states), ((value,), told)):
+        white, back, length = moments.white(len(query.weight), generator)
+        for layer in layers:
+            layer.weight.copy_(white)
+            layer.bias.copy_(-white @ moments.mean)
+    out.weight.copy_(back * (residual / length))

@@ -29,6 +29,7 @@ class MAGConfig:
     chunk_size: int = 64  # tokens between two anchors of the memory's inner gradient
     expansion: int = 4  # width of the memory's hidden layers over that of a head
     source: Literal["learned", "frozen"] = "learned"  # of q, k, v: projections of its own, or the attention's
+    values: Literal["states", "tokens"] = "states"  # what values are made of with "learned": h, or the embeddings
     memory_dim: int | None = (
         None  # width of q, k, v with "learned"; None: the model's. With "frozen": heads x head width
     )
@@ -50,6 +51,8 @@ class MAGConfig:
             raise ValueError(f"window must be at least 1, the token itself; got {self.window}. None leaves it as it is")
         if self.source not in ("learned", "frozen"):
             raise ValueError(f'source must be "learned" or "frozen"; got {self.source!r}')
+        if self.values not in ("states", "tokens") or (self.values == "tokens" and self.source == "frozen"):
+            raise ValueError(f'values must be "states", or with source="learned" "tokens"; got {self.values!r}')
         if self.source == "frozen" and (self.memory_dim is not None or self.memory_heads is not None):
             raise ValueError('memory_dim and memory_heads are the attention\'s own with source="frozen"')
         taps = self.memory.get("conv_size", 4)

@@ -167,6 +167,9 @@ class Graft:
         start = 0 if before is None else before.tokens[:, None]
         positions = torch.where(mask, start + mask.long().cumsum(1) - 1, -1)
         call = Call(before, mask, positions, padded=not bool(mask.all()), session=cache)
+        if self.config.values == "tokens" and self.with_memory:
+            embedded = given.get("inputs_embeds")
+            call.tokens = self.decoder.get_input_embeddings()(tokens) if embedded is None else embedded
         if cache is not None:
             cache.begin(call)
         if self._limit is not None and int(positions.max()) >= self._limit:
@@ -221,6 +224,7 @@ class Graft:
             None if below is None else call.answers[below],
             state,
             call.mask if call.padded else None,
+            call.tokens,
             self.frozen(layer),
             lambda y: project(y.to(h.dtype).contiguous()),
         )

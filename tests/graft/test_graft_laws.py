@@ -13,6 +13,7 @@ KINDS = [
     pytest.param({"window": 5}, id="window"),
     pytest.param({"window": 1}, id="window1"),
     pytest.param({"source": "frozen", "window": 5}, id="frozen"),
+    pytest.param({"values": "tokens", "window": 7, "layers": [0, 2]}, id="tokens"),
     pytest.param({"layers": [1], "query_refinement": False, "n_persistent_tokens": 0}, id="one-layer"),
     pytest.param({"memory": {"rule": "anchored", "conv_size": 0}, "memory_dim": 24, "memory_heads": 3}, id="anchored"),
 ]

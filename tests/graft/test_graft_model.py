@@ -59,12 +59,12 @@ def test_calibrated(kind):
         hook.remove()
     for layer in range(3):
         branch, h = model.branches[str(layer)], torch.cat(seen[layer]).flatten(0, 1)
-        k, v = branch.key_value(h).chunk(2, -1)
+        k, v = branch.key(h), branch.value(h)
         same(branch.query.query(h), k, 1e-4)
         assert k.mean(0).abs().max() < 1e-3
         spread = torch.linalg.eigvalsh(k.mT @ k / len(k))
         assert 0.9 < spread[-1] < 1.01 and (spread > 0.1).float().mean() > 0.6
-        same(branch.out(v), h - h.mean(0), 1e-2)
+        assert torch.nn.functional.cosine_similarity(branch.out(v), h - h.mean(0)).min() > 0.99
     with pytest.raises(ValueError, match="more than 32 tokens"):
         calibrate(graft(kind), [ids(1, 20)])
 
@@ -201,6 +201,8 @@ def test_it_passes_for_its_base():
         ({"layers": [7]}, "0 to 2"),
         ({"source": "other"}, "source"),
         ({"source": "frozen", "memory_dim": 8}, "frozen"),
+        ({"source": "frozen", "values": "tokens"}, "values"),
+        ({"key_lag": 9}, "key_lag"),
         ({"memory": {"dim": 3}}, "the graft does"),
         ({"memory": {"nonsense": 3}}, "nonsense"),
         ({"memory_layers": 9}, "1 to 4"),
