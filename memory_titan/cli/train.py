@@ -79,7 +79,24 @@ def parse_layers(text: str) -> Any:
 @click.option("--bf16", is_flag=True, help="Autocast the frozen model to bfloat16.")
 @click.option("--layers", help='Layers that get a memory: "all", or numbers and ranges.  [default: all]')
 @click.option("--window", type=click.IntRange(1), help="Tokens that the frozen attention may see.  [default: all]")
-@click.option("--source", type=click.Choice(["learned", "frozen"]), help="Of q, k, v.  [default: learned]")
+@click.option("--source", type=click.Choice(["learned", "frozen", "tokens"]), help="Of q, k, v.  [default: learned]")
+@click.option("--ngram", type=click.IntRange(0), help="Tokens that a key stands for at the start.  [default: 1]")
+@click.option(
+    "--calibrate",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Samples from which a new graft takes its start; see the docs.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="Of the frozen model.",
+)
+@click.option(*_both("memory_dim"), type=click.IntRange(1), help="Width of each memory.  [default: the model's]")
+@click.option(*_both("memory_heads"), type=click.IntRange(1), help="Of each memory.  [default: the attention's]")
 @click.option(*_both("memory_layers"), type=click.IntRange(1, 4), help="Depth of each memory.  [default: 2]")
 @click.option(*_both("n_persistent_tokens"), type=click.IntRange(0), help="[default: 16]")
 @click.option(*_both("chunk_size"), type=click.IntRange(1), help="Of the memory.  [default: 64]")
@@ -92,6 +109,9 @@ def mag(**options: Any) -> None:
     Writes OUTPUT_DIR/latest (every --save_every steps) and OUTPUT_DIR/best (of the evaluations). Ctrl-C and worse lose
     at most the steps since the last one; --resume goes on from there exactly.
     """
+    import torch
+
+    from memory_titan.graft.calibrate import calibrate
     from memory_titan.graft.config import MAGConfig
     from memory_titan.graft.model import MemoryModel, get_memory_model
     from memory_titan.hybrid.frozen import load_frozen
@@ -127,11 +147,16 @@ def mag(**options: Any) -> None:
         examples = examples[len(held_out) :]
         if not examples:
             raise Refusal(f"{options['data_path']} has one sample; with a tenth set aside, none is left to train on")
+    if options["dtype"] == "bfloat16":
+        frozen.model.bfloat16()
     start = output / "latest" if options["resume"] else options["resume_from"]
     if start is not None:
         model = MemoryModel.from_pretrained(frozen.model, str(start), **chosen)
     else:
+        torch.manual_seed(config.seed)
         model = get_memory_model(frozen.model, MAGConfig(**chosen))
+        if options["calibrate"]:
+            calibrate(model, [example.ids[None] for example in examples[-options["calibrate"] :]], config.seed)
     click.echo(
         f"{len(examples)} samples to train on, {len(held_out)} to evaluate; "
         f"{model.count_trainable_parameters():,} trainable parameters",

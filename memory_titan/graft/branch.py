@@ -67,6 +67,7 @@ class MemoryBranch(nn.Module):
             **{
                 "qkv_activation": False,
                 **config.memory,
+                "conv_size": config.conv_size,
                 "heads": heads,
                 "depth": config.memory_layers,
                 "expansion": config.expansion,
@@ -79,30 +80,36 @@ class MemoryBranch(nn.Module):
         self.key = None if frozen else nn.Linear(hidden, dim)
         self.value = None if frozen else nn.Linear(hidden, dim)
         self.out = None if frozen else nn.Linear(dim, hidden, bias=False)
-        self._start_as_induction(config.lag)
+        self._start_as_induction(config.context)
         self.gate = nn.Linear(hidden, 1)
         nn.init.zeros_(self.gate.weight)
         nn.init.zeros_(self.gate.bias)
         self.gate_bias = config.gate_bias
         if config.n_persistent_tokens:
             self.persistent = nn.Parameter(torch.randn(config.n_persistent_tokens, hidden) / math.sqrt(hidden))
-        self.hidden = hidden
+        self.keys_of_tokens = config.source == "tokens"
+        self.values_of_tokens = (config.values or config.source) == "tokens"
 
     @torch.no_grad()
-    def _start_as_induction(self, lag: int) -> None:
-        """Where training starts, a value is stored under the key of `lag` tokens before it, and asked for as stored.
+    def _start_as_induction(self, context: int) -> None:
+        """Where training starts, a value is stored under the `context` tokens before it, and asked for as stored.
 
-        With a lag of 1 it answers with what came after the last place like this one, as an induction head does.
+        So it answers with what came after the last place like this one, as an induction head does. Each of those
+        tokens is bound to its place by a random sign for every channel: sums of bound vectors are the key.
         """
-        dim = self.memory.config.dim
+        dim, convolution = self.memory.config.dim, self.memory.config.conv_size
         if self.key is not None and self.query.query is not None:
             nn.init.zeros_(self.query.query.bias)
             self.key.load_state_dict(self.query.query.state_dict())
-        if self.memory.config.conv_size:
-            taps = torch.zeros_like(self.memory.conv.weight)
-            taps[:, :, -1] = 1.0
-            taps[dim : 2 * dim] = taps[dim : 2 * dim].roll(-lag, -1)
-            self.memory.conv.weight.copy_(taps)
+        if convolution:
+            taps = torch.zeros_like(self.memory.conv.weight)[:, 0]
+            taps[2 * dim :, -1] = 1.0
+            signs = torch.randint(0, 2, (dim, max(1, context))).to(taps) * 2 - 1
+            signs[:, 0] = 1.0
+            for back in range(max(1, context)):
+                taps[:dim, convolution - 1 - back] = signs[:, back]
+                taps[dim : 2 * dim, convolution - 1 - back - min(1, context)] = signs[:, back]
+            self.memory.conv.weight.copy_(taps[:, None])
             assert self.memory.conv.bias is not None
             nn.init.zeros_(self.memory.conv.bias)
 
@@ -111,7 +118,7 @@ class MemoryBranch(nn.Module):
         state = self.memory.initial_state(batch_size)
         if hasattr(self, "persistent"):
             h = self.persistent.expand(batch_size, -1, -1)
-            _, state = self.memory(h, state, qkv=self._qkv(h, None, h, frozen))
+            _, state = self.memory(h, state, qkv=self._qkv(h, h, None, frozen))
         return state
 
     def forward(
@@ -131,7 +138,7 @@ class MemoryBranch(nn.Module):
             previous: `[B, T, hidden]`, the answer of the memory below; None: there is none.
             state: of the memory.
             mask: `[B, T]`, bool; tokens at False change nothing.
-            tokens: `[B, T, hidden]`, the tokens' embeddings, of which values are made; None: of h.
+            tokens: `[B, T, hidden]`, the tokens' embeddings, where the configuration makes something of them.
             frozen: of h, the attention's q, k, v; for source "frozen".
             project: the attention's output projection; for source "frozen".
 
@@ -140,8 +147,8 @@ class MemoryBranch(nn.Module):
         """
         h = h.to(self.gate.weight.dtype)
         previous = None if previous is None else previous.to(h.dtype)
-        told = h if tokens is None else tokens.to(h.dtype)
-        answer, state = self.memory(h, state, mask, qkv=self._qkv(h, previous, told, frozen))
+        tokens = h if tokens is None else tokens.to(h.dtype)
+        answer, state = self.memory(h, state, mask, qkv=self._qkv(h, tokens, previous, frozen))
         if self.out is not None:
             answer = self.out(answer)
         else:
@@ -151,9 +158,11 @@ class MemoryBranch(nn.Module):
         gate = (torch.sigmoid(self.gate(h) + self.gate_bias) - shut) / (1 - shut)
         return gate, answer, state
 
-    def _qkv(self, h: Tensor, previous: Tensor | None, told: Tensor, frozen: Frozen | None) -> Tensor:
+    def _qkv(self, h: Tensor, tokens: Tensor, previous: Tensor | None, frozen: Frozen | None) -> Tensor:
         if self.key is not None and self.value is not None:
-            return torch.cat([self.query(h, previous), self.key(h), self.value(told)], -1)
+            like = tokens if self.keys_of_tokens else h
+            told = tokens if self.values_of_tokens else h
+            return torch.cat([self.query(like, previous), self.key(like), self.value(told)], -1)
         assert frozen is not None
         q, k, v = frozen(h).to(h.dtype).chunk(3, -1)
         return torch.cat([self.query(h, previous, q), k, v], -1)

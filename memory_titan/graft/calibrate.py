@@ -7,7 +7,7 @@ a little text `calibrate` takes mean and covariance of what each grafted attenti
     q = R C^{-1/2} (h - mean),    k and v likewise,    out = s C^{1/2} R^T
 
 R a random rotation, so that every head gets a part of everything: white keys, and an answer that is a state (or, with
-values="tokens", an embedding) again, with s as long as the residual that it is added to.
+tokens for values, an embedding) again, with s as long as the residual that it is added to.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def calibrate(model: MemoryModel, texts: Iterable[Tensor], seed: int = 0) -> int
     Raises:
         ValueError: fewer tokens than what is measured is wide.
     """
-    graft, learned = model.graft, model.graft_config.source == "learned"
+    graft, learned = model.graft, model.graft_config.source != "frozen"
     states: dict[int, _Moments] = {layer: _Moments() for layer in graft.layers}
     residuals: dict[int, _Moments] = {layer: _Moments() for layer in graft.layers}
     embeddings = _Moments()
@@ -77,8 +77,9 @@ def calibrate(model: MemoryModel, texts: Iterable[Tensor], seed: int = 0) -> int
         branch = model.branches[str(layer)]
         assert isinstance(branch, MemoryBranch)
         if learned:
-            told = embeddings if model.graft_config.values == "tokens" else states[layer]
-            _whiten(branch, states[layer], told, float(residuals[layer].mean), generator)
+            like = embeddings if branch.keys_of_tokens else states[layer]
+            told = embeddings if branch.values_of_tokens else states[layer]
+            _whiten(branch, like, told, float(residuals[layer].mean), generator)
         else:
             _centre(branch, states[layer].mean)
     return embeddings.count

@@ -28,13 +28,15 @@ class MAGConfig:
     n_persistent_tokens: int = 16  # learned tokens that every memory has read before the first one; 0: none
     chunk_size: int = 64  # tokens between two anchors of the memory's inner gradient
     expansion: int = 4  # width of the memory's hidden layers over that of a head
-    source: Literal["learned", "frozen"] = "learned"  # of q, k, v: projections of its own, or the attention's
-    values: Literal["states", "tokens"] = "states"  # what values are made of with "learned": h, or the embeddings
+    # what q, k, v are made of: projections of what attention is given, the attention's own q, k and v, or projections
+    # of the tokens' embeddings
+    source: Literal["learned", "frozen", "tokens"] = "learned"
+    values: Literal["states", "tokens"] | None = None  # of v alone; None: as source says
+    ngram: int | None = None  # tokens that a key stands for at the start, those before the value; None: 1, "frozen" 0
     memory_dim: int | None = (
         None  # width of q, k, v with "learned"; None: the model's. With "frozen": heads x head width
     )
     memory_heads: int | None = None  # heads of the memory with "learned"; None: as many as attention has
-    key_lag: int | None = None  # tokens by which keys lag behind values at the start; None: 1 for "learned", else 0
     query_refinement: bool = True  # the query knows what the memory of the layer before has answered
     gate_bias: float = -2.0  # b above: how far the gate leans to attention; it opens at about w h = -b
     memory: dict[str, Any] = field(default_factory=dict)  # other fields of `NeuralMemoryConfig`
@@ -49,15 +51,14 @@ class MAGConfig:
                 raise ValueError(f"{name} must be at least {least}; got {getattr(self, name)}")
         if self.window is not None and self.window < 1:
             raise ValueError(f"window must be at least 1, the token itself; got {self.window}. None leaves it as it is")
-        if self.source not in ("learned", "frozen"):
-            raise ValueError(f'source must be "learned" or "frozen"; got {self.source!r}')
-        if self.values not in ("states", "tokens") or (self.values == "tokens" and self.source == "frozen"):
-            raise ValueError(f'values must be "states", or with source="learned" "tokens"; got {self.values!r}')
+        if self.source not in ("learned", "frozen", "tokens"):
+            raise ValueError(f'source must be "learned", "frozen" or "tokens"; got {self.source!r}')
+        if self.values not in (None, "states", "tokens") or (self.values and self.source == "frozen"):
+            raise ValueError(f'values must be "states" or "tokens", and with source="frozen" None; got {self.values!r}')
         if self.source == "frozen" and (self.memory_dim is not None or self.memory_heads is not None):
             raise ValueError('memory_dim and memory_heads are the attention\'s own with source="frozen"')
-        taps = self.memory.get("conv_size", 4)
-        if self.key_lag is not None and not 0 <= self.key_lag < max(1, taps):
-            raise ValueError(f"key_lag must be 0 to {max(0, taps - 1)}, one less than conv_size; got {self.key_lag}")
+        if self.ngram is not None and not 0 <= self.ngram < max(1, self.conv_size):
+            raise ValueError(f"ngram must be at least 0 and less than conv_size={self.conv_size}; got {self.ngram}")
         taken = {"dim", "heads", "depth", "chunk_size", "expansion", "projections", "input_dim", "output_gate"}
         if clash := sorted(taken & set(self.memory)):
             raise ValueError(f"memory must not set {', '.join(clash)}: the graft does")
@@ -66,11 +67,21 @@ class MAGConfig:
             raise ValueError(f"memory has no option {', '.join(unknown)}; it has those of NeuralMemoryConfig")
 
     @property
-    def lag(self) -> int:
-        """`key_lag`, decided."""
-        if self.key_lag is not None:
-            return self.key_lag
-        return int(self.source == "learned" and self.memory.get("conv_size", 4) > 1)
+    def conv_size(self) -> int:
+        """Taps of the memories' convolutions: what `memory` says, or enough for `ngram`."""
+        return int(self.memory.get("conv_size", max(4, (self.ngram or 0) + 1)))
+
+    @property
+    def context(self) -> int:
+        """`ngram`, decided."""
+        if self.ngram is not None:
+            return self.ngram
+        return int(self.source != "frozen" and self.conv_size > 1)
+
+    @property
+    def uses_tokens(self) -> bool:
+        """Whether anything is made of the tokens' embeddings."""
+        return "tokens" in (self.source, self.values)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""

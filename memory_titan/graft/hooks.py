@@ -70,7 +70,7 @@ class Graft:
     def _make_branches(self, hidden: int) -> nn.ModuleDict:
         config, (heads, _, width) = self.config, self.shape
         dim = heads * width
-        if config.source == "learned":
+        if config.source != "frozen":
             dim = config.memory_dim or hidden
             heads = config.memory_heads or next(n for n in range(heads, 0, -1) if dim % n == 0)
         branches = nn.ModuleDict()
@@ -167,7 +167,7 @@ class Graft:
         start = 0 if before is None else before.tokens[:, None]
         positions = torch.where(mask, start + mask.long().cumsum(1) - 1, -1)
         call = Call(before, mask, positions, padded=not bool(mask.all()), session=cache)
-        if self.config.values == "tokens" and self.with_memory:
+        if self.config.uses_tokens and self.with_memory:
             embedded = given.get("inputs_embeds")
             call.tokens = self.decoder.get_input_embeddings()(tokens) if embedded is None else embedded
         if cache is not None:

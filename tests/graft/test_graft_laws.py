@@ -13,7 +13,8 @@ KINDS = [
     pytest.param({"window": 5}, id="window"),
     pytest.param({"window": 1}, id="window1"),
     pytest.param({"source": "frozen", "window": 5}, id="frozen"),
-    pytest.param({"values": "tokens", "window": 7, "layers": [0, 2]}, id="tokens"),
+    pytest.param({"values": "tokens", "window": 7, "layers": [0, 2]}, id="values"),
+    pytest.param({"source": "tokens", "ngram": 5, "window": 6, "memory_layers": 1}, id="tokens"),
     pytest.param({"layers": [1], "query_refinement": False, "n_persistent_tokens": 0}, id="one-layer"),
     pytest.param({"memory": {"rule": "anchored", "conv_size": 0}, "memory_dim": 24, "memory_heads": 3}, id="anchored"),
 ]
@@ -21,7 +22,7 @@ every = pytest.mark.parametrize("options", KINDS)
 
 
 @each
-@pytest.mark.parametrize("source", ["learned", "frozen"])
+@pytest.mark.parametrize("source", ["learned", "frozen", "tokens"])
 def test_nothing_is_changed_before_anything_is_learned(kind, source):
     model, other = graft(kind, source=source), bare(kind)
     mask = torch.ones(2, 23, dtype=torch.long)

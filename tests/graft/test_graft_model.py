@@ -17,7 +17,7 @@ each = pytest.mark.parametrize("kind", ARCHITECTURES)
 
 
 @each
-@pytest.mark.parametrize("source", ["learned", "frozen"])
+@pytest.mark.parametrize("source", ["learned", "frozen", "tokens"])
 def test_only_the_graft_is_trained_and_all_of_it(kind, source):
     model = loud(kind, source=source, window=6, memory={"gates": "sigmoid"})
     model.train()
@@ -121,7 +121,7 @@ def test_gradient_checkpointing(kind):
 
 
 @each
-@pytest.mark.parametrize("source", ["learned", "frozen"])
+@pytest.mark.parametrize("source", ["learned", "frozen", "tokens"])
 def test_saved_and_loaded(kind, source, tmp_path):
     model = loud(kind, source=source, window=6)
     model.save_pretrained(tmp_path)
@@ -202,7 +202,7 @@ def test_it_passes_for_its_base():
         ({"source": "other"}, "source"),
         ({"source": "frozen", "memory_dim": 8}, "frozen"),
         ({"source": "frozen", "values": "tokens"}, "values"),
-        ({"key_lag": 9}, "key_lag"),
+        ({"ngram": 5, "memory": {"conv_size": 4}}, "ngram"),
         ({"memory": {"dim": 3}}, "the graft does"),
         ({"memory": {"nonsense": 3}}, "nonsense"),
         ({"memory_layers": 9}, "1 to 4"),
