@@ -20,6 +20,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from memory_titan import __version__
+from memory_titan.cli.answers import answers
 from memory_titan.cli.bench import bench, presets_command
 from memory_titan.cli.common import Refusal, plainly, steps
 from memory_titan.cli.data import data
@@ -340,6 +341,7 @@ main.add_command(presets_command)
 main.add_command(bench)
 main.add_command(data)
 main.add_command(train)
+evaluate.add_command(answers)
 
 
 def _engine(model: str, path: Path, config: Any = None, quiet: bool = False) -> Any:

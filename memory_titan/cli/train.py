@@ -100,6 +100,7 @@ def parse_layers(text: str) -> Any:
 @click.option(*_both("memory_layers"), type=click.IntRange(1, 4), help="Depth of each memory.  [default: 2]")
 @click.option(*_both("n_persistent_tokens"), type=click.IntRange(0), help="[default: 16]")
 @click.option(*_both("chunk_size"), type=click.IntRange(1), help="Of the memory.  [default: 64]")
+@click.option(*_both("gate_bias"), type=float, help="How far gates lean to attention.  [default: -2]")
 @click.option("--expansion", type=click.IntRange(1), help="Of the memory's hidden layers.  [default: 4]")
 @click.option("--memory", "memory_options", metavar="JSON", help="Further options of the memory, a JSON object.")
 @plainly

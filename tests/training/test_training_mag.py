@@ -286,6 +286,13 @@ def test_the_command(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "phase2/best/adapter_config.json").read_text())["config"]["window"] == 8
     more = run.invoke(main, [*common, "--output_dir", str(tmp_path / "phase2"), "--num_epochs", "1", "--resume"])
     assert more.exit_code == 0, more.output
+    asked = run.invoke(
+        main,
+        ["evaluate", "answers", str(data), "--adapter", str(tmp_path / "phase2/best"), "--model", str(tmp_path / "base"),
+         "--limit", "2", "--json"],
+    )  # fmt: skip
+    found = json.loads(asked.output)[0]
+    assert found["answers"] == 4 and found["distance"] > 0 and {"memory", "window", "bare"} <= found.keys()
     for bad, words in (
         (["--layers", "one"], "layers must be"),
         (["--memory", "{"], "not JSON"),
