@@ -288,9 +288,9 @@ def test_the_command(tmp_path, monkeypatch):
     assert more.exit_code == 0, more.output
     asked = run.invoke(
         main,
-        ["evaluate", "answers", str(data), "--adapter", str(tmp_path / "phase2/best"), "--model", str(tmp_path / "base"),
-         "--limit", "2", "--json"],
-    )  # fmt: skip
+        ["evaluate", "answers", str(data), "--adapter", str(tmp_path / "phase2/best"), "--limit", "2", "--json"]
+        + ["--model", str(tmp_path / "base")],
+    )
     found = json.loads(asked.output)[0]
     assert found["answers"] == 4 and found["distance"] > 0 and {"memory", "window", "bare"} <= found.keys()
     for bad, words in (
