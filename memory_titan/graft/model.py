@@ -124,7 +124,8 @@ class MemoryModel(nn.Module):
     @torch.no_grad()
     def read(self, input_ids: Tensor, memory: MemorySession, attention_mask: Tensor | None = None) -> MemorySession:
         """Move the session on over `input_ids`, `[B, T]`, any length, without computing logits; returns it."""
-        self.hidden(input_ids, attention_mask, memory)
+        if input_ids.shape[1]:
+            self.hidden(input_ids, attention_mask, memory)
         return memory
 
     @torch.no_grad()

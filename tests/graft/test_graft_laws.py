@@ -202,6 +202,16 @@ def test_a_conversation(kind, beams):
         same(session.state.tensors()[name].double(), tensor.double())
 
 
+def test_prompts_of_one_token():
+    model = loud(window=6)
+    session = model.new_session()
+    given = {"max_new_tokens": 4, "do_sample": False}
+    one = model.generate(ids(1, 1), memory=session, **given)
+    two = model.generate(ids(1, 1, seed=4), memory=session, **given)
+    whole = model.generate(torch.cat([one, ids(1, 1, seed=4)], 1), **given)
+    assert torch.equal(torch.cat([one, two], 1), whole)
+
+
 def test_rows_that_end_early_read_no_padding():
     model, tokens = loud(window=6), ids(4, 13)
     free = model.generate(tokens, max_new_tokens=8, do_sample=False)[:, 13:]
