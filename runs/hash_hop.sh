@@ -19,4 +19,4 @@ $run train mag --data_path "$folder/train.jsonl" --eval_path "$folder/test_190.j
     --memory '{"algorithm": "descent", "retention": "none"}' \
     --learning_rate 2e-3 --num_epochs 1 --max_steps 700 --evaluate_every 50
 
-$run evaluate answers "$folder"/test_*.jsonl --adapter "$folder/run/best" --dtype bfloat16
+$run evaluate answers "$folder"/test_*.jsonl --adapter "$folder/run/best" --dtype bfloat16 --prose 3072

@@ -20,9 +20,17 @@ from memory_titan.cli.common import plainly, steps
 @click.option("--model", default="smollm2", show_default=True, metavar="NAME", help="Its base model.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
 @click.option("--limit", type=click.IntRange(1), help="Use the first so many samples of each file.")
+@click.option(
+    "--prose",
+    type=click.IntRange(2),
+    metavar="TOKENS",
+    help="Also the perplexity over so many tokens of Python's help.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead.")
 @plainly
-def answers(files: tuple[Path, ...], adapter: Path, model: str, dtype: str, limit: int | None, as_json: bool) -> None:
+def answers(
+    files: tuple[Path, ...], adapter: Path, model: str, dtype: str, limit: int | None, prose: int | None, as_json: bool
+) -> None:
     """Ask the questions of FILES (of `data`): share of answers said right by greedy decoding, to the last token.
 
     With the memory; without it, attention seeing the graft's window; and without both: the bare model, which sees
@@ -30,6 +38,7 @@ def answers(files: tuple[Path, ...], adapter: Path, model: str, dtype: str, limi
     """
     import torch
 
+    from memory_titan.evaluation.prose import perplexity, python_help
     from memory_titan.graft.model import MemoryModel
     from memory_titan.hybrid.frozen import load_frozen
     from memory_titan.training.examples import load_examples
@@ -53,8 +62,16 @@ def answers(files: tuple[Path, ...], adapter: Path, model: str, dtype: str, limi
                 row["bare"] = evaluate(graft, examples)["exact"]
             advance(path.name)
             found.append(row)
+    costs: dict[str, float] = {}
+    if prose is not None:
+        ids = python_help(frozen.tokenizer, prose)
+        costs["memory"] = perplexity(graft, ids)
+        with graft.disable_memory(keep_window=True):
+            costs["window"] = perplexity(graft, ids)
+        with graft.disable_memory():
+            costs["bare"] = perplexity(graft, ids)
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        click.echo(json.dumps({"answers": found, "perplexity": costs}, indent=2))
         return
     window = graft.graft_config.window
     table = Table("file", "answers", "tokens to the nearest evidence", "with memory", f"window of {window} alone",
@@ -62,4 +79,6 @@ def answers(files: tuple[Path, ...], adapter: Path, model: str, dtype: str, limi
     for row in found:
         shares = [f"{row[name]:.2f}" for name in ("memory", "window", "bare")]
         table.add_row(row["file"], str(row["answers"]), f"{row['distance']:.0f}", *shares)
+    if costs:
+        table.add_row(f"perplexity, {prose} tokens of prose", "", "", *(f"{cost:.1f}" for cost in costs.values()))
     Console(width=120).print(table)

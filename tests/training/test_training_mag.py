@@ -19,6 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from memory_titan import MAGConfig, get_memory_model
 from memory_titan.cli import main
 from memory_titan.cli.train import parse_layers
+from memory_titan.evaluation.prose import perplexity, python_help
 from memory_titan.tasks.hash_hop import HashHopTask
 from memory_titan.tasks.ruler import HuggingFace
 from memory_titan.tasks.sample import SampleError
@@ -288,10 +289,23 @@ def test_the_command(tmp_path, monkeypatch):
     assert more.exit_code == 0, more.output
     asked = run.invoke(
         main,
-        ["evaluate", "answers", str(data), "--adapter", str(tmp_path / "phase2/best"), "--limit", "2", "--json"]
+        [
+            "evaluate",
+            "answers",
+            str(data),
+            "--adapter",
+            str(tmp_path / "phase2/best"),
+            "--limit",
+            "2",
+            "--prose",
+            "99",
+            "--json",
+        ]
         + ["--model", str(tmp_path / "base")],
     )
-    found = json.loads(asked.output)[0]
+    report = json.loads(asked.output)
+    assert all(cost > 1 for cost in report["perplexity"].values()) and len(report["perplexity"]) == 3
+    found = report["answers"][0]
     assert found["answers"] == 4 and found["distance"] > 0 and {"memory", "window", "bare"} <= found.keys()
     for bad, words in (
         (["--layers", "one"], "layers must be"),
@@ -300,6 +314,13 @@ def test_the_command(tmp_path, monkeypatch):
     ):
         result = run.invoke(main, [*common, "--output_dir", str(tmp_path / "phase3"), *bad])
         assert result.exit_code == 2 and words in result.output, result.output
+
+
+def test_perplexity_is_that_of_the_bare_model():
+    graft, ids = model(segment=16), python_help(TOKENIZER, 77)
+    with graft.disable_memory():
+        loss = graft.base_model(ids[None], labels=ids[None]).loss
+        assert perplexity(graft, ids) == pytest.approx(float(loss.exp()), rel=1e-4)
 
 
 def test_layers_by_name():
