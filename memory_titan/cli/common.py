@@ -18,6 +18,11 @@ class Refusal(click.ClickException):
     exit_code = 2
 
 
+def both(name: str) -> tuple[str, str]:
+    """An option's name with _ and with -: --context_len, --context-len."""
+    return f"--{name}", f"--{name.replace('_', '-')}"
+
+
 def refuse(error: Exception) -> NoReturn:
     """Say in one line what was wrong with what was given."""
     message = " ".join(str(error).split()) or type(error).__name__

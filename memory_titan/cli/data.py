@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from memory_titan.cli.common import Refusal, plainly, steps
+from memory_titan.cli.common import Refusal, both, plainly, steps
 
 if TYPE_CHECKING:
     from memory_titan.tasks.ruler import Ruler
@@ -30,16 +30,11 @@ def data() -> None:
     """
 
 
-def _both(name: str) -> tuple[str, str]:
-    """--context_len and --context-len."""
-    return f"--{name}", f"--{name.replace('_', '-')}"
-
-
 _TOKENIZER_HELP = "smollm2, a Hugging Face tokenizer by path or name, words or bytes."
 _COMMON = [
-    click.option(*_both("context_len"), type=click.IntRange(1), default=4096, show_default=True, metavar="TOKENS",
+    click.option(*both("context_len"), type=click.IntRange(1), default=4096, show_default=True, metavar="TOKENS",
                  help="Length of a text, answers included: never more, at most about 2% less."),
-    click.option(*_both("num_samples"), type=click.IntRange(1), default=1000, show_default=True, help="How many."),
+    click.option(*both("num_samples"), type=click.IntRange(1), default=1000, show_default=True, help="How many."),
     click.option("--output", required=True, metavar="FILE", help="Where they go; - is the standard output."),
     click.option("--tokenizer", default="words", show_default=True, metavar="NAME",
                  help=f"What a token is: {_TOKENIZER_HELP}"),
@@ -56,7 +51,7 @@ def _filler(*names: str) -> list[Any]:
     return [
         click.option("--filler", type=click.Choice(names), default="prose", show_default=True,
                      help="prose: made up; topics: Python's help; none: nothing but what is asked about."),
-        click.option(*_both("filler_file"), type=click.Path(path_type=Path), metavar="TEXT",
+        click.option(*both("filler_file"), type=click.Path(path_type=Path), metavar="TEXT",
                      help="Fill with the paragraphs of this UTF-8 file instead."),
     ]  # fmt: skip
 
@@ -80,7 +75,7 @@ _NEEDLES = click.option("--needles", type=click.IntRange(1), help="Facts in the 
     _NEEDLES,
     click.option("--hops", type=click.IntRange(1, 64), default=1, show_default=True, help="Pairs a question follows."),
     click.option("--skip", is_flag=True, help="Answer with the end of the chain at once, not with every hop."),
-    click.option(*_both("hash_len"), type=click.IntRange(1, 64), default=6, show_default=True, help="Of a hash."),
+    click.option(*both("hash_len"), type=click.IntRange(1, 64), default=6, show_default=True, help="Of a hash."),
     click.option("--alphabet", default="0123456789abcdef", show_default=True, help="What hashes are made of."),
     *_filler("prose", "pairs", "topics", "none"),
 )

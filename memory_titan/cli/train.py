@@ -9,17 +9,12 @@ from typing import Any
 
 import click
 
-from memory_titan.cli.common import Refusal, plainly
+from memory_titan.cli.common import Refusal, both, plainly
 
 
 @click.group()
 def train() -> None:
     """Train what stands on a memory."""
-
-
-def _both(name: str) -> tuple[str, str]:
-    """--output_dir and --output-dir."""
-    return f"--{name}", f"--{name.replace('_', '-')}"
 
 
 def parse_layers(text: str) -> Any:
@@ -40,21 +35,21 @@ def parse_layers(text: str) -> Any:
 
 
 @train.command("mag")
-@click.option(*_both("model_name"), default="smollm2", show_default=True, help="smollm2, or any supported causal LM.")
-@click.option(*_both("data_path"), required=True, type=click.Path(path_type=Path), help="JSON lines of `data`.")
-@click.option(*_both("output_dir"), required=True, type=click.Path(path_type=Path), help="For latest/ and best/.")
+@click.option(*both("model_name"), default="smollm2", show_default=True, help="smollm2, or any supported causal LM.")
+@click.option(*both("data_path"), required=True, type=click.Path(path_type=Path), help="JSON lines of `data`.")
+@click.option(*both("output_dir"), required=True, type=click.Path(path_type=Path), help="For latest/ and best/.")
 @click.option(
-    *_both("resume_from"),
+    *both("resume_from"),
     type=click.Path(path_type=Path),
     metavar="FOLDER",
     help="Start from this graft's weights and configuration, as one phase from the one before.",
 )
 @click.option("--resume", is_flag=True, help="Go on exactly where OUTPUT_DIR/latest stands.")
-@click.option(*_both("eval_path"), type=click.Path(path_type=Path), help="Samples to evaluate on.  [default: a tenth]")
-@click.option(*_both("learning_rate"), type=float, default=1e-3, show_default=True)
-@click.option(*_both("num_epochs"), type=click.IntRange(1), default=3, show_default=True)
-@click.option(*_both("batch_size"), type=click.IntRange(1), default=4, show_default=True)
-@click.option(*_both("max_steps"), type=click.IntRange(1), help="Stop after so many steps.")
+@click.option(*both("eval_path"), type=click.Path(path_type=Path), help="Samples to evaluate on.  [default: a tenth]")
+@click.option(*both("learning_rate"), type=float, default=1e-3, show_default=True)
+@click.option(*both("num_epochs"), type=click.IntRange(1), default=3, show_default=True)
+@click.option(*both("batch_size"), type=click.IntRange(1), default=4, show_default=True)
+@click.option(*both("max_steps"), type=click.IntRange(1), help="Stop after so many steps.")
 @click.option(
     "--backprop",
     type=click.IntRange(1),
@@ -63,18 +58,18 @@ def parse_layers(text: str) -> Any:
     help="Tokens that the gradient goes back through.",
 )
 @click.option("--success", type=click.FloatRange(0, 1), help="Stop once this share of answers is right.")
-@click.option(*_both("gate_penalty"), type=float, default=0.0, show_default=True)
-@click.option(*_both("max_length"), type=click.IntRange(2), help="Tokens of the longest sample allowed.")
+@click.option(*both("gate_penalty"), type=float, default=0.0, show_default=True)
+@click.option(*both("max_length"), type=click.IntRange(2), help="Tokens of the longest sample allowed.")
 @click.option(
-    *_both("too_long"),
+    *both("too_long"),
     type=click.Choice(["refuse", "truncate", "skip"]),
     default="refuse",
     show_default=True,
     help="What becomes of longer ones.",
 )
 @click.option("--limit", type=click.IntRange(1), help="Use the first so many samples.")
-@click.option(*_both("evaluate_every"), type=click.IntRange(1), default=100, show_default=True, help="Steps.")
-@click.option(*_both("save_every"), type=click.IntRange(1), default=50, show_default=True, help="Steps.")
+@click.option(*both("evaluate_every"), type=click.IntRange(1), default=100, show_default=True, help="Steps.")
+@click.option(*both("save_every"), type=click.IntRange(1), default=50, show_default=True, help="Steps.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--bf16", is_flag=True, help="Autocast the frozen model to bfloat16.")
 @click.option("--layers", help='Layers that get a memory: "all", or numbers and ranges.  [default: all]')
@@ -95,12 +90,12 @@ def parse_layers(text: str) -> Any:
     show_default=True,
     help="Of the frozen model.",
 )
-@click.option(*_both("memory_dim"), type=click.IntRange(1), help="Width of each memory.  [default: the model's]")
-@click.option(*_both("memory_heads"), type=click.IntRange(1), help="Of each memory.  [default: the attention's]")
-@click.option(*_both("memory_layers"), type=click.IntRange(1, 4), help="Depth of each memory.  [default: 2]")
-@click.option(*_both("n_persistent_tokens"), type=click.IntRange(0), help="[default: 16]")
-@click.option(*_both("chunk_size"), type=click.IntRange(1), help="Of the memory.  [default: 64]")
-@click.option(*_both("gate_bias"), type=float, help="How far gates lean to attention.  [default: -2]")
+@click.option(*both("memory_dim"), type=click.IntRange(1), help="Width of each memory.  [default: the model's]")
+@click.option(*both("memory_heads"), type=click.IntRange(1), help="Of each memory.  [default: the attention's]")
+@click.option(*both("memory_layers"), type=click.IntRange(1, 4), help="Depth of each memory.  [default: 2]")
+@click.option(*both("n_persistent_tokens"), type=click.IntRange(0), help="[default: 16]")
+@click.option(*both("chunk_size"), type=click.IntRange(1), help="Of the memory.  [default: 64]")
+@click.option(*both("gate_bias"), type=float, help="How far gates lean to attention.  [default: -2]")
 @click.option("--expansion", type=click.IntRange(1), help="Of the memory's hidden layers.  [default: 4]")
 @click.option("--memory", "memory_options", metavar="JSON", help="Further options of the memory, a JSON object.")
 @plainly
@@ -116,6 +111,7 @@ def mag(**options: Any) -> None:
     from memory_titan.graft.config import MAGConfig
     from memory_titan.graft.model import MemoryModel, get_memory_model
     from memory_titan.hybrid.frozen import load_frozen
+    from memory_titan.training.checkpoint import CheckpointError, find_checkpoint
     from memory_titan.training.examples import load_examples
 
     try:
@@ -125,7 +121,13 @@ def mag(**options: Any) -> None:
         raise Refusal(f"training needs more ({error.name} is missing): pip install 'memory-titan[train]'") from None
 
     output: Path = options["output_dir"]
-    if (output / "latest").exists() and not options["resume"]:
+    resume: Path | None = None
+    try:
+        resume = find_checkpoint(output / "latest")  # or what a run killed between two renames has left
+    except CheckpointError:
+        if options["resume"]:
+            raise
+    if resume is not None and not options["resume"]:
         raise Refusal(f"{output} holds a run already; --resume goes on with it")
     chosen = {f.name: options[f.name] for f in fields(MAGConfig) if options.get(f.name) is not None}
     if "layers" in chosen:
@@ -150,7 +152,7 @@ def mag(**options: Any) -> None:
             raise Refusal(f"{options['data_path']} has one sample; with a tenth set aside, none is left to train on")
     if options["dtype"] == "bfloat16":
         frozen.model.bfloat16()
-    start = output / "latest" if options["resume"] else options["resume_from"]
+    start = resume or options["resume_from"]
     if start is not None:
         model = MemoryModel.from_pretrained(frozen.model, str(start), **chosen)
     else:
@@ -163,11 +165,14 @@ def mag(**options: Any) -> None:
         f"{model.count_trainable_parameters():,} trainable parameters",
         err=True,
     )
-    resume = output / "latest" if options["resume"] else None
     try:
         progress = run(model, examples, held_out, config, output, resume=resume, report=_tell)
     except TrainingError as error:
-        raise Refusal(str(error)) from None
+        raise click.ClickException(str(error)) from None
+    except KeyboardInterrupt:
+        kept = (output / "latest").exists()
+        click.echo(f"interrupted; {f'{output} goes on with --resume' if kept else 'no checkpoint yet'}", err=True)
+        raise SystemExit(130) from None
     click.echo(f"{progress['step']} steps, {progress['seconds']:.0f} s; best {progress['best']:.3f}: {output / 'best'}")
 
 

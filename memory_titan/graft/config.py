@@ -33,10 +33,8 @@ class MAGConfig:
     source: Literal["learned", "frozen", "tokens"] = "learned"
     values: Literal["states", "tokens"] | None = None  # of v alone; None: as source says
     ngram: int | None = None  # tokens that a key stands for at the start, those before the value; None: 1, "frozen" 0
-    memory_dim: int | None = (
-        None  # width of q, k, v with "learned"; None: the model's. With "frozen": heads x head width
-    )
-    memory_heads: int | None = None  # heads of the memory with "learned"; None: as many as attention has
+    memory_dim: int | None = None  # width of q, k, v; None: the model's. With "frozen" it is that of all heads
+    memory_heads: int | None = None  # of the memory; None: as many as attention has. With "frozen" it is as many
     query_refinement: bool = True  # the query knows what the memory of the layer before has answered
     gate_bias: float = -2.0  # b above: how far the gate leans to attention; it opens at about w h = -b
     memory: dict[str, Any] = field(default_factory=dict)  # other fields of `NeuralMemoryConfig`

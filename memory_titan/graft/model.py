@@ -152,8 +152,12 @@ class MemoryModel(nn.Module):
             attention_mask = torch.ones_like(input_ids)
         session = self.new_session(input_ids.shape[0]) if memory is None else memory
         self.read(input_ids[:, :-1], session, attention_mask[:, :-1])
-        width = options.get("num_beams") or getattr(self.base_model.generation_config, "num_beams", None) or 1
-        answers = options.get("num_return_sequences") or 1
+        defaults = options.get("generation_config") or self.base_model.generation_config
+        width, answers, ends = (
+            options.get(name, getattr(defaults, name, None))
+            for name in ("num_beams", "num_return_sequences", "eos_token_id")
+        )
+        width, answers = width or 1, answers or 1
         work = session.copy()
         work.offset = work.columns - (input_ids.shape[1] - 1)
         if (rows := max(width, answers)) > 1:
@@ -163,20 +167,12 @@ class MemoryModel(nn.Module):
         )
         if memory is not None and answers == 1:
             new = (out if isinstance(out, Tensor) else out.sequences)[:, input_ids.shape[1] - 1 :]
-            mask = torch.cat([attention_mask[:, -1:], self._until_end(new[:, 1:])], 1)
+            mask = torch.cat([attention_mask[:, -1:], _until_end(new[:, 1:], ends)], 1)
             if rows == 1 and input_ids.shape[0] == 1:
                 session.state, seen = work.state, work.columns - session.columns
                 new, mask = new[:, seen:], mask[:, seen:]
             self.read(new, session, mask)
         return out
-
-    def _until_end(self, new: Tensor) -> Tensor:
-        """`[B, T]`, 1 up to each row's first end-of-text token, that one included; what follows is padding."""
-        ends = self.base_model.generation_config.eos_token_id
-        if ends is None:
-            return torch.ones_like(new)
-        over = torch.isin(new, torch.as_tensor(ends, device=new.device)).cumsum(1)
-        return ((over - torch.isin(new, torch.as_tensor(ends, device=new.device)).long()) == 0).long()
 
     # Sessions.
 
@@ -258,3 +254,11 @@ class MemoryModel(nn.Module):
 def get_memory_model(model: Any, config: MAGConfig | None = None) -> MemoryModel:
     """Graft memories beside the attention of a causal LM, which is frozen; see `MemoryModel`."""
     return MemoryModel(model, MAGConfig() if config is None else config)
+
+
+def _until_end(new: Tensor, ends: Any) -> Tensor:
+    """`[B, T]`, 1 up to each row's first token of `ends`, that one included; what follows is padding."""
+    if ends is None:
+        return torch.ones_like(new)
+    end = torch.isin(new, torch.as_tensor(ends, device=new.device)).long()
+    return (end.cumsum(1) - end == 0).long()

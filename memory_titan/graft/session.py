@@ -52,7 +52,7 @@ class Call:
     positions: Tensor  # [B, T], int64, of each token; -1 for padding
     padded: bool  # whether the mask excludes anything
     session: MemorySession | None = None
-    tokens: Tensor | None = None  # [B, T, hidden], embeddings, where values are made of them
+    tokens: Tensor | None = None  # [B, T, hidden], embeddings, where something is made of them
     answers: dict[int, Tensor] = field(default_factory=dict)  # what each layer's memory answered, [B, T, hidden]
     gates: dict[int, Tensor] = field(default_factory=dict)  # [B, T, 1]
     memories: dict[int, NeuralMemoryState] = field(default_factory=dict)  # by grafted layer

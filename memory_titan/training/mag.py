@@ -232,7 +232,7 @@ def _step(
         if turn >= len(parts):
             parts.append(parts[-1])  # a shorter text than another process's: its end again, and not counted
         counts = 0.0 if idle or turn >= math.ceil(batch.ids.shape[1] / config.backprop) else 1.0
-        with accelerator.accumulate(objective), accelerator.autocast():
+        with accelerator.autocast():
             loss, said = objective(_to(parts[turn], accelerator.device), session)
         # averaged over processes by DDP, so times their number
         accelerator.backward(counts * loss * accelerator.num_processes / max(1, count))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -202,6 +204,16 @@ def test_a_conversation(kind, beams):
         same(session.state.tensors()[name].double(), tensor.double())
 
 
+def test_two_threads_with_a_session_each():
+    model = loud(window=6, source="tokens")
+    texts = [ids(1, 40, seed=i) for i in range(2)]
+    expected = [model.generate(text, max_new_tokens=8, do_sample=False) for text in texts]
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(5):
+            found = list(pool.map(lambda text: model.generate(text, max_new_tokens=8, do_sample=False), texts))
+            assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
 def test_prompts_of_one_token():
     model = loud(window=6)
     session = model.new_session()
@@ -217,7 +229,6 @@ def test_rows_that_end_early_read_no_padding():
     free = model.generate(tokens, max_new_tokens=8, do_sample=False)[:, 13:]
     end = int(free[0, 2])  # row 0 says this third; others later or never
     given = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": end, "pad_token_id": 0}
-    model.base_model.generation_config.eos_token_id = end
     session = model.new_session(4)
     out = model.generate(tokens, memory=session, **given)
     assert (out[0, 16:] == 0).all()

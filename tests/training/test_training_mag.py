@@ -285,8 +285,15 @@ def test_the_command(tmp_path, monkeypatch):
     ]
     assert run.invoke(main, [*common, *chained]).exit_code == 0
     assert json.loads((tmp_path / "phase2/best/adapter_config.json").read_text())["config"]["window"] == 8
+    os.rename(tmp_path / "phase2/latest", tmp_path / "phase2/.latest.old")  # as if killed between two renames
     more = run.invoke(main, [*common, "--output_dir", str(tmp_path / "phase2"), "--num_epochs", "1", "--resume"])
     assert more.exit_code == 0, more.output
+    nothing = run.invoke(main, [*common, "--output_dir", str(tmp_path / "phase4"), "--resume"])
+    assert nothing.exit_code == 2 and "no checkpoint" in nothing.output
+    with monkeypatch.context() as patched:
+        patched.setattr(mag, "_step", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        stopped = run.invoke(main, [*common, *small, "--output_dir", str(tmp_path / "phase5")])
+        assert stopped.exit_code == 130 and "no checkpoint yet" in stopped.output
     asked = run.invoke(
         main,
         [
