@@ -38,11 +38,11 @@ def answers(
     """
     import torch
 
+    from memory_titan.evaluation.answers import evaluate
     from memory_titan.evaluation.prose import perplexity, python_help
     from memory_titan.graft.model import MemoryModel
     from memory_titan.hybrid.frozen import load_frozen
-    from memory_titan.training.examples import load_examples
-    from memory_titan.training.mag import evaluate
+    from memory_titan.tasks.examples import load_examples
 
     frozen = load_frozen(model)
     frozen.model.to(getattr(torch, dtype))

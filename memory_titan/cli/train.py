@@ -111,8 +111,8 @@ def mag(**options: Any) -> None:
     from memory_titan.graft.config import MAGConfig
     from memory_titan.graft.model import MemoryModel, get_memory_model
     from memory_titan.hybrid.frozen import load_frozen
+    from memory_titan.tasks.examples import load_examples
     from memory_titan.training.checkpoint import CheckpointError, find_checkpoint
-    from memory_titan.training.examples import load_examples
 
     try:
         from memory_titan.training.mag import TrainConfig, TrainingError

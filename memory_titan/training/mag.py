@@ -18,7 +18,9 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor
 
+from memory_titan.evaluation.answers import evaluate
 from memory_titan.graft.model import MemoryModel
+from memory_titan.tasks.examples import Example, batches, collate, exact, stretches
 from memory_titan.training.checkpoint import (
     CheckpointError,
     find_checkpoint,
@@ -26,8 +28,7 @@ from memory_titan.training.checkpoint import (
     load_weights,
     save_checkpoint,
 )
-from memory_titan.training.examples import Example, batches, collate
-from memory_titan.training.objective import AnswerLoss, exact, stretches
+from memory_titan.training.objective import AnswerLoss
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -72,41 +73,6 @@ def rate_at(step: int, steps: int, config: TrainConfig) -> float:
     if step < warm:
         return (step + 1) / warm
     return 0.1 + 0.45 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
-
-
-@torch.no_grad()
-def evaluate(model: MemoryModel, examples: Sequence[Example], batch_size: int = 8) -> dict[str, Any]:
-    """Share of answers said right by greedy decoding given all that stands before them, and of their tokens.
-
-    Args:
-        model: in whatever mode; memory on or off.
-        examples: what to ask.
-        batch_size: texts at a time.
-
-    Returns:
-        exact, tokens: shares; answers: one dict an answer, with right, distance, nearest and name.
-    """
-    loss, was = AnswerLoss(model), model.training
-    model.eval()
-    answers: list[dict[str, Any]] = []
-    said = right_ones = 0
-    ordered = sorted(examples, key=lambda example: len(example.ids))
-    for group in batches(ordered, batch_size, 0, 0, shuffle=False):
-        batch = collate(group)
-        session, parts = model.new_session(len(group)), []
-        for stretch in stretches(batch, model.graft_config.segment):
-            parts.append(loss(_to(stretch, model.device), session)[1].cpu())
-        right = torch.cat(parts, 1)
-        said, right_ones = said + int((batch.said > 0).sum()), right_ones + int(right.sum())
-        for example, row in zip(group, exact(batch, right), strict=True):
-            for one, distance, nearest in zip(row, example.distances, example.nearest, strict=True):
-                answers.append({"right": one, "distance": distance, "nearest": nearest, "name": example.name})
-    model.train(was)
-    return {
-        "exact": sum(a["right"] for a in answers) / len(answers),
-        "tokens": right_ones / max(1, said),
-        "answers": answers,
-    }
 
 
 def train(
@@ -233,7 +199,7 @@ def _step(
             parts.append(parts[-1])  # a shorter text than another process's: its end again, and not counted
         counts = 0.0 if idle or turn >= math.ceil(batch.ids.shape[1] / config.backprop) else 1.0
         with accelerator.autocast():
-            loss, said = objective(_to(parts[turn], accelerator.device), session)
+            loss, said = objective(parts[turn].to(accelerator.device), session)
         # averaged over processes by DDP, so times their number
         accelerator.backward(counts * loss * accelerator.num_processes / max(1, count))
         session.detach()
@@ -260,7 +226,3 @@ def _step(
         "gate": float(gates.mean()),
         "gate_max": float(gates.max()),
     }
-
-
-def _to(stretch: Any, device: torch.device) -> Any:
-    return type(stretch)(**{name: x.to(device) if isinstance(x, Tensor) else x for name, x in vars(stretch).items()})

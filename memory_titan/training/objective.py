@@ -2,40 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from memory_titan.graft.model import MemoryModel
 from memory_titan.graft.session import MemorySession
-from memory_titan.training.examples import Batch
-
-
-@dataclass(frozen=True)
-class Stretch:
-    """Some tokens of a batch, and what should come after each of them.
-
-    Attributes:
-        ids, mask: `[B, T]`, as in `Batch`.
-        follows: `[B, T]`, int64, the token after.
-        said: `[B, T]`, int64, the answer that token belongs to, from 1; 0: none.
-    """
-
-    ids: Tensor
-    mask: Tensor
-    follows: Tensor
-    said: Tensor
-
-
-def stretches(batch: Batch, length: int) -> list[Stretch]:
-    """The batch in pieces of `length` tokens: what is backpropagated through at a time."""
-    follows, said = (F.pad(x[:, 1:], (0, 1)) for x in (batch.ids, batch.said))
-    return [
-        Stretch(batch.ids[:, part], batch.mask[:, part], follows[:, part], said[:, part])
-        for part in (slice(begin, begin + length) for begin in range(0, batch.ids.shape[1], length))
-    ]
+from memory_titan.tasks.examples import Stretch
 
 
 class AnswerLoss(nn.Module):
@@ -66,16 +39,3 @@ class AnswerLoss(nn.Module):
         right = torch.zeros_like(wanted)
         right[wanted] = logits.argmax(-1) == stretch.follows[wanted]
         return loss + 0.0 * gates.sum(), right
-
-
-def exact(batch: Batch, right: Tensor) -> list[list[bool]]:
-    """Of each example's answers, whether every token was the most likely one: greedy decoding would have said it.
-
-    Args:
-        batch: what was read.
-        right: `[B, T]`, where the following token was right.
-    """
-    return [
-        [bool(right[row, begin - 1 : end - 1].all()) for begin, end in example.answers]
-        for row, example in enumerate(batch.examples)
-    ]

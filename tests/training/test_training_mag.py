@@ -19,14 +19,15 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from memory_titan import MAGConfig, get_memory_model
 from memory_titan.cli import main
 from memory_titan.cli.train import parse_layers
+from memory_titan.evaluation.answers import evaluate
 from memory_titan.evaluation.prose import perplexity, python_help
+from memory_titan.tasks.examples import batches, collate, encode, load_examples
 from memory_titan.tasks.hash_hop import HashHopTask
 from memory_titan.tasks.ruler import HuggingFace
 from memory_titan.tasks.sample import SampleError
 from memory_titan.training import mag
 from memory_titan.training.checkpoint import CheckpointError
-from memory_titan.training.examples import batches, collate, encode, load_examples
-from memory_titan.training.mag import TrainConfig, TrainingError, evaluate, train
+from memory_titan.training.mag import TrainConfig, TrainingError, train
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from memory_titan.tasks.sample import Sample, SampleError, read_samples
@@ -147,3 +148,45 @@ def batches(
         order = torch.randperm(len(examples), generator=generator).tolist()
     for begin in range(0, len(order), size):
         yield [examples[index] for index in order[begin : begin + size]]
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Some tokens of a batch, and what should come after each of them.
+
+    Attributes:
+        ids, mask: `[B, T]`, as in `Batch`.
+        follows: `[B, T]`, int64, the token after.
+        said: `[B, T]`, int64, the answer that token belongs to, from 1; 0: none.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    follows: Tensor
+    said: Tensor
+
+    def to(self, device: torch.device) -> Stretch:
+        """On a device."""
+        return Stretch(*(x.to(device) for x in vars(self).values()))
+
+
+def stretches(batch: Batch, length: int) -> list[Stretch]:
+    """The batch in pieces of `length` tokens: what is backpropagated through at a time."""
+    follows, said = (F.pad(x[:, 1:], (0, 1)) for x in (batch.ids, batch.said))
+    return [
+        Stretch(batch.ids[:, part], batch.mask[:, part], follows[:, part], said[:, part])
+        for part in (slice(begin, begin + length) for begin in range(0, batch.ids.shape[1], length))
+    ]
+
+
+def exact(batch: Batch, right: Tensor) -> list[list[bool]]:
+    """Of each example's answers, whether every token was the most likely one: greedy decoding would have said it.
+
+    Args:
+        batch: what was read.
+        right: `[B, T]`, where the following token was right.
+    """
+    return [
+        [bool(right[row, begin - 1 : end - 1].all()) for begin, end in example.answers]
+        for row, example in enumerate(batch.examples)
+    ]
