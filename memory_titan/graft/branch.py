@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,19 @@ from memory_titan.graft.config import MAGConfig
 from memory_titan.memory.neural.layer import NeuralMemory, NeuralMemoryState
 
 Frozen = Callable[[Tensor], Tensor]  # h [B, T, hidden] -> the attention's own q, k, v, [B, T, 3 dim]
+
+
+class _Shut(torch.autograd.Function):
+    """max(0, x). Where x <= 0 the gradient still comes through if it would raise x: a shut gate can be opened."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.clamp(min=0.0)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return torch.where((ctx.saved_tensors[0] > 0) | (gradient < 0), gradient, 0.0)
 
 
 class QueryProjector(nn.Module):
@@ -84,7 +98,7 @@ class MemoryBranch(nn.Module):
         self.gate = nn.Linear(hidden, 1)
         nn.init.zeros_(self.gate.weight)
         nn.init.zeros_(self.gate.bias)
-        self.gate_bias = config.gate_bias
+        self.gate_bias, self.hard = config.gate_bias, config.gate == "hard"
         if config.n_persistent_tokens:
             self.persistent = nn.Parameter(torch.randn(config.n_persistent_tokens, hidden) / math.sqrt(hidden))
         self.keys_of_tokens = config.source == "tokens"
@@ -143,7 +157,8 @@ class MemoryBranch(nn.Module):
             project: the attention's output projection; for source "frozen".
 
         Returns:
-            `(gate, answer, state)`: gate `[B, T, 1]` between about 0 and 1; answer `[B, T, hidden]`; float32.
+            `(gate, answer, state)`: gate `[B, T, 1]`, from 0 ("sigmoid": slightly less) to 1; answer `[B, T, hidden]`;
+            float32.
         """
         h = h.to(self.gate.weight.dtype)
         previous = None if previous is None else previous.to(h.dtype)
@@ -156,7 +171,7 @@ class MemoryBranch(nn.Module):
             answer = project(answer).to(h.dtype)
         shut = 1 / (1 + math.exp(-self.gate_bias))
         gate = (torch.sigmoid(self.gate(h) + self.gate_bias) - shut) / (1 - shut)
-        return gate, answer, state
+        return _Shut.apply(gate) if self.hard else gate, answer, state
 
     def _qkv(self, h: Tensor, tokens: Tensor, previous: Tensor | None, frozen: Frozen | None) -> Tensor:
         if self.key is not None and self.value is not None:

@@ -15,13 +15,15 @@ FORMAT_VERSION = 1
 class MAGConfig:
     """A memory beside the attention of a frozen decoder (MAG, Titans section 4.2, in the convex form of the graft).
 
-    h_out = residual + (1 - g) attn + g memory,    g = (sigmoid(w h + b) - sigmoid(b)) / (1 - sigmoid(b))
+    h_out = residual + (1 - g) attn + g memory,    g = max(0, (sigmoid(w h + b) - sigmoid(b)) / (1 - sigmoid(b)))
 
-    so that with w = 0, where training starts, the gate is exactly shut and the model exactly what it was.
+    so that with w = 0, where training starts, the gate is exactly shut and the model exactly what it was; and where it
+    is shut later, exactly so too. What would open it still gets through to w.
     """
 
     layers: Literal["all"] | list[int] = "all"  # the decoder layers that get a memory, from 0
     window: int | None = None  # tokens that attention may see, its own included; None: as the model has it
+    sinks: int = 0  # the first tokens of a text, which attention sees beside the window (arXiv 2309.17453)
     segment: int = 1024  # tokens a call that is longer is read in; of no influence on the result
 
     memory_layers: int = 2  # matrices of each memory, its depth: 1 to 4
@@ -36,6 +38,7 @@ class MAGConfig:
     memory_dim: int | None = None  # width of q, k, v; None: the model's. With "frozen" it is that of all heads
     memory_heads: int | None = None  # of the memory; None: as many as attention has. With "frozen" it is as many
     query_refinement: bool = True  # the query knows what the memory of the layer before has answered
+    gate: Literal["hard", "sigmoid"] = "hard"  # "sigmoid": g may be slightly negative
     gate_bias: float = -2.0  # b above: how far the gate leans to attention; it opens at about w h = -b
     memory: dict[str, Any] = field(default_factory=dict)  # other fields of `NeuralMemoryConfig`
 
@@ -49,8 +52,12 @@ class MAGConfig:
                 raise ValueError(f"{name} must be at least {least}; got {getattr(self, name)}")
         if self.window is not None and self.window < 1:
             raise ValueError(f"window must be at least 1, the token itself; got {self.window}. None leaves it as it is")
+        if self.sinks < 0 or (self.sinks and self.window is None):
+            raise ValueError(f"sinks must be at least 0, and are for attention with a window; got {self.sinks}")
         if self.source not in ("learned", "frozen", "tokens"):
             raise ValueError(f'source must be "learned", "frozen" or "tokens"; got {self.source!r}')
+        if self.gate not in ("hard", "sigmoid"):
+            raise ValueError(f'gate must be "hard" or "sigmoid"; got {self.gate!r}')
         if self.values not in (None, "states", "tokens") or (self.values and self.source == "frozen"):
             raise ValueError(f'values must be "states" or "tokens", and with source="frozen" None; got {self.values!r}')
         if self.source == "frozen" and (self.memory_dim is not None or self.memory_heads is not None):

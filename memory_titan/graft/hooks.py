@@ -96,6 +96,11 @@ class Graft:
         imposed = self.config.window if self.with_window else None
         return [min((w for w in (own, imposed) if w is not None), default=None) for own in self.own_windows]
 
+    def sinks(self) -> list[int]:
+        """Of each layer: the first tokens of a text that it sees beside the window; none with a window of its own."""
+        seen = self.config.sinks if self.with_window else 0
+        return [seen if own is None or own > (self.config.window or 0) else 0 for own in self.own_windows]
+
     def start(self, layer: int, batch_size: int) -> NeuralMemoryState:
         """The memory of a grafted layer before the first token."""
         return self._branch(layer).start(batch_size, self.frozen(layer))
@@ -117,7 +122,7 @@ class Graft:
 
     def session(self, state: SessionState) -> MemorySession:
         """A session that stands at `state`."""
-        return MemorySession(state, self.windows(), self.layers, self._fingerprint())
+        return MemorySession(state, self.windows(), self.sinks(), self.layers, self._fingerprint())
 
     def _branch(self, layer: int) -> MemoryBranch:
         branch = self.branches[str(layer)]
@@ -166,7 +171,9 @@ class Graft:
         before = None if cache is None else cache.state
         start = 0 if before is None else before.tokens[:, None]
         positions = torch.where(mask, start + mask.long().cumsum(1) - 1, -1)
-        call = Call(before, mask, positions, padded=not bool(mask.all()), session=cache)
+        padded = not bool(mask.all())
+        gaps = padded or (before is not None and bool((before.positions < 0).any()))
+        call = Call(before, mask, positions, padded, gaps, cache)
         if self.config.uses_tokens and self.with_memory:
             embedded = given.get("inputs_embeds")
             call.tokens = self.decoder.get_input_embeddings()(tokens) if embedded is None else embedded
@@ -181,13 +188,15 @@ class Graft:
     def _masks(self, call: Call, config: Any) -> Any:
         """A mask for every layer, by the type of layer where the decoder takes them so."""
         eager = self.decoder.dtype if config._attn_implementation == "eager" else None
-        windows = self.windows() if call.session is None else call.session.windows
+        windows, sinks = self.windows(), self.sinks()
+        if call.session is not None:
+            windows, sinks = call.session.windows, call.session.sinks
         types = config.layer_types if self.architecture.masks_by_type else [""] * len(windows)
         masks: dict[str, Tensor | None] = {}
-        for layer, (kind, window) in enumerate(zip(types, windows, strict=True)):
+        for layer, (kind, window, first) in enumerate(zip(types, windows, sinks, strict=True)):
             if kind not in masks:
                 kept = 0 if call.before is None else call.before.keys[layer].shape[2]
-                masks[kind] = attention_mask(call, window, kept, eager)
+                masks[kind] = attention_mask(call, window, first, kept, eager)
         return masks if self.architecture.masks_by_type else masks[""]
 
     def _leave(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:

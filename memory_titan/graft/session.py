@@ -27,7 +27,7 @@ class SessionState(MemoryState):
         columns: `[B]`, int64, the same in all rows: tokens read, padding counted.
         positions: `[B, K]`, int64, of the tokens whose keys are kept, padding in front of them: -1. K is the longest of
             the keys; shorter ones are the last of them.
-        keys, values: one a layer of the model, `[B, heads, at most window - 1, width]`, in the model's dtype.
+        keys, values: one a layer of the model, `[B, heads, at most sinks + window - 1, width]`, in the model's dtype.
         memories: one a grafted layer.
     """
 
@@ -51,6 +51,7 @@ class Call:
     mask: Tensor  # [B, T], bool
     positions: Tensor  # [B, T], int64, of each token; -1 for padding
     padded: bool  # whether the mask excludes anything
+    gaps: bool = False  # whether there is padding among what is kept or in the call
     session: MemorySession | None = None
     tokens: Tensor | None = None  # [B, T, hidden], embeddings, where something is made of them
     answers: dict[int, Tensor] = field(default_factory=dict)  # what each layer's memory answered, [B, T, hidden]
@@ -65,20 +66,29 @@ class Call:
         before = self.before.positions
         return torch.cat([before[:, before.shape[1] - kept :], self.positions], 1)
 
-    def keep(self, x: Tensor, kept: int, length: int) -> Tensor:
+    def keep(self, x: Tensor, kept: int, length: int, sinks: int) -> Tensor:
         """What is to be kept of `[B, heads, kept + T, width]` or `[B, kept + T]`: each row's last tokens, no padding.
 
         Args:
             x: of the tokens in `seen(kept)`.
             kept: see there.
             length: columns to keep. Rows with fewer tokens have padding in front.
+            sinks: so many of these for each row's first tokens.
         """
         dim = 1 if x.dim() == 2 else 2
-        first = x.shape[dim] - length
-        if not self.padded:
+        first, sinks = x.shape[dim] - length, min(sinks, length)
+        if not self.gaps:
             # a copy, so that what falls out of the window does not stay in memory
-            return x.narrow(dim, first, length).clone() if first else x
-        order = torch.argsort((self.seen(kept) >= 0).to(torch.int8), dim=1, stable=True)[:, first:]
+            parts = x.narrow(dim, 0, sinks), x.narrow(dim, first + sinks, length - sinks)
+            return torch.cat(parts, dim) if first else x
+        there = self.seen(kept) >= 0
+        order = torch.argsort(there.to(torch.int8), dim=1, stable=True)
+        columns = torch.arange(first, first + length, device=x.device).expand(len(x), -1)
+        if sinks and first:
+            full = (padding := (~there).sum(1, keepdim=True)) <= first  # these rows have tokens for all columns
+            begin = padding + torch.arange(sinks, device=x.device)
+            columns = torch.cat([torch.where(full, begin, columns[:, :sinks]), columns[:, sinks:]], 1)
+        order = order.gather(1, columns)
         if dim == 1:
             return x.gather(1, order)
         return x.gather(2, order[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
@@ -94,16 +104,22 @@ class MemorySession(Cache):
     Args:
         state: where it stands.
         windows: of each layer, tokens its attention sees; None: all.
+        sinks: of each layer, the text's first tokens that it sees beside the window.
         layers: the grafted ones.
         fingerprint: of the model it belongs to.
     """
 
     def __init__(
-        self, state: SessionState, windows: list[int | None], layers: list[int], fingerprint: dict[str, Any]
+        self,
+        state: SessionState,
+        windows: list[int | None],
+        sinks: list[int],
+        layers: list[int],
+        fingerprint: dict[str, Any],
     ) -> None:
         super().__init__(layers=[])
         self.state = state
-        self.windows, self.grafted, self.fingerprint = windows, layers, fingerprint
+        self.windows, self.sinks, self.grafted, self.fingerprint = windows, sinks, layers, fingerprint
         self.call: Call | None = None
         self.gates: dict[int, Tensor] = {}  # of the last call, by grafted layer, [B, T, 1]
         self.offset = 0  # columns of which `generate` need not know
@@ -125,7 +141,7 @@ class MemorySession(Cache):
 
     def copy(self) -> MemorySession:
         """One that goes on by itself from here. States are shared, never changed: it costs nothing."""
-        return MemorySession(self.state, self.windows, self.grafted, self.fingerprint)
+        return MemorySession(self.state, self.windows, self.sinks, self.grafted, self.fingerprint)
 
     def detach(self) -> MemorySession:
         """Cut the gradient, for truncated backpropagation; returns itself."""
@@ -155,7 +171,7 @@ class MemorySession(Cache):
         self.state = SessionState(
             tokens=state.tokens + call.mask.sum(1),
             columns=state.columns + length,
-            positions=call.keep(call.seen(before), before, kept),
+            positions=call.keep(call.seen(before), before, kept, max(self.sinks)),
             keys=keys,
             values=values,
             memories=memories,
@@ -169,9 +185,9 @@ class MemorySession(Cache):
         call, kept = self.call, self.state.keys[layer_idx].shape[2]
         keys = torch.cat([self.state.keys[layer_idx], keys], 2)
         values = torch.cat([self.state.values[layer_idx], values], 2)
-        window, length = self.windows[layer_idx], keys.shape[2]
-        length = length if window is None else min(length, window - 1)
-        call.keys[layer_idx] = (call.keep(keys, kept, length), call.keep(values, kept, length))
+        window, sinks, length = self.windows[layer_idx], self.sinks[layer_idx], keys.shape[2]
+        length = length if window is None else min(length, sinks + window - 1)
+        call.keys[layer_idx] = (call.keep(keys, kept, length, sinks), call.keep(values, kept, length, sinks))
         return keys, values
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -227,12 +243,13 @@ class MemorySession(Cache):
         self.state = self.state.select(torch.arange(self.batch_size).repeat_interleave(repeats))
 
 
-def attention_mask(call: Call, window: int | None, kept: int, eager: torch.dtype | None) -> Tensor | None:
-    """Which tokens each token's attention sees: itself and those before it within the window. Padding does not count.
+def attention_mask(call: Call, window: int | None, sinks: int, kept: int, eager: torch.dtype | None) -> Tensor | None:
+    """Which tokens each token's attention sees: itself, those before it within the window, the sinks. No padding.
 
     Args:
         call: the call; it says what is padding.
         window: tokens seen; None: all.
+        sinks: the first tokens of the text, seen as well.
         kept: tokens in front that were kept from earlier calls.
         eager: None: a bool mask, for `scaled_dot_product_attention`; else the dtype of one that is added.
 
@@ -245,7 +262,7 @@ def attention_mask(call: Call, window: int | None, kept: int, eager: torch.dtype
     keys, queries = call.seen(kept)[:, None], call.positions[:, :, None]
     allowed = (keys >= 0) & (keys <= queries)
     if window is not None:
-        allowed &= keys > queries - window
+        allowed &= (keys > queries - window) | (keys < sinks)
     if call.padded:  # it sees itself, so that no row of the softmax is empty
         column = torch.arange(kept + T, device=keys.device)
         allowed = allowed | (column == column[kept:, None])

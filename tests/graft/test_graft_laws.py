@@ -14,6 +14,7 @@ KINDS = [
     pytest.param({}, id="whole"),
     pytest.param({"window": 5}, id="window"),
     pytest.param({"window": 1}, id="window1"),
+    pytest.param({"window": 4, "sinks": 3}, id="sinks"),
     pytest.param({"source": "frozen", "window": 5}, id="frozen"),
     pytest.param({"values": "tokens", "window": 7, "layers": [0, 2]}, id="values"),
     pytest.param({"source": "tokens", "ngram": 5, "window": 6, "memory_layers": 1}, id="tokens"),
@@ -125,11 +126,12 @@ def test_eager_attention_is_the_same(kind):
 
 
 @each
-def test_the_window_is_a_window(kind):
+@pytest.mark.parametrize("sinks", [0, 2])
+def test_the_window_is_a_window(kind, sinks):
     """Imposed by the graft, or by a mask that the bare model is given: the same."""
-    model = loud(kind, window=4)
+    model = loud(kind, window=4, sinks=sinks)
     row, column = torch.arange(23)[:, None], torch.arange(23)
-    seen = ((column <= row) & (column > row - 4))[None, None].expand(2, 1, 23, 23)
+    seen = ((column <= row) & ((column > row - 4) | (column < sinks)))[None, None].expand(2, 1, 23, 23)
     given = dict.fromkeys(["full_attention", "sliding_attention"], seen) if kind in ("qwen3", "gemma3") else seen
     expected = bare(kind)(ids(), attention_mask=given).logits
     with model.disable_memory(keep_window=True):
@@ -139,12 +141,13 @@ def test_the_window_is_a_window(kind):
 
 
 @each
-def test_a_session_is_bounded(kind):
-    model = loud(kind, window=6)
+@pytest.mark.parametrize("sinks", [0, 3])
+def test_a_session_is_bounded(kind, sinks):
+    model = loud(kind, window=6, sinks=sinks)
     session = model.new_session(1)
     sizes = [model.read(ids(1, 20, seed=i), session).nbytes for i in range(4)]
     assert len(set(sizes)) == 1 and session.columns == 80
-    assert session.state.positions.shape[1] == max(key.shape[2] for key in session.state.keys) <= 5
+    assert session.state.positions.shape[1] == max(key.shape[2] for key in session.state.keys) <= 5 + sinks
 
 
 @each
