@@ -19,10 +19,10 @@ from transformers.cache_utils import DynamicCache
 from memory_titan.graft.architectures import architecture_of, attention_shape, frozen_qkv, layer_window
 from memory_titan.graft.branch import MemoryBranch
 from memory_titan.graft.config import MAGConfig
-from memory_titan.graft.session import Call, MemorySession, SessionState, attention_mask
+from memory_titan.graft.session import CALL, Call, MemorySession, SessionState, attention_mask
 from memory_titan.memory.neural.layer import NeuralMemoryState
 
-_CALL = "memory_call"  # the keyword under which a `Call` reaches the layers
+LOWER = "memory_lower"  # the keyword under which the decoder is given what its lower layers would compute
 
 
 class Graft:
@@ -168,12 +168,13 @@ class Graft:
             mask = torch.ones(B, T, dtype=torch.bool, device=tokens.device)
         else:
             raise ValueError(f"attention_mask must be [batch, at least {T}], 0 for padding; got {mask!r:.80}")
+        lower = given.pop(LOWER, None)
         before = None if cache is None else cache.state
         start = 0 if before is None else before.tokens[:, None]
         positions = torch.where(mask, start + mask.long().cumsum(1) - 1, -1)
         padded = not bool(mask.all())
         gaps = padded or (before is not None and bool((before.positions < 0).any()))
-        call = Call(before, mask, positions, padded, gaps, cache)
+        call = Call(before, mask, positions, padded, gaps, cache, lower=lower)
         if self.config.uses_tokens and self.with_memory:
             embedded = given.get("inputs_embeds")
             call.tokens = self.decoder.get_input_embeddings()(tokens) if embedded is None else embedded
@@ -183,7 +184,7 @@ class Graft:
             raise ValueError(f"the model has learned positions up to {self._limit}; this text is longer")
         given["position_ids"] = positions.clamp(min=0)
         given |= {"attention_mask": self._masks(call, config), "past_key_values": cache}
-        return (), {**given, _CALL: call}
+        return (), {**given, CALL: call}
 
     def _masks(self, call: Call, config: Any) -> Any:
         """A mask for every layer, by the type of layer where the decoder takes them so."""
@@ -193,15 +194,16 @@ class Graft:
             windows, sinks = call.session.windows, call.session.sinks
         types = config.layer_types if self.architecture.masks_by_type else [""] * len(windows)
         masks: dict[str, Tensor | None] = {}
-        for layer, (kind, window, first) in enumerate(zip(types, windows, sinks, strict=True)):
-            if kind not in masks:
+        run = self.layers[0] if call.lower is not None else 0  # the layers below keep nothing then
+        for layer in [*range(run, len(windows)), *range(run)]:
+            if (kind := types[layer]) not in masks:
                 kept = 0 if call.before is None else call.before.keys[layer].shape[2]
-                masks[kind] = attention_mask(call, window, first, kept, eager)
+                masks[kind] = attention_mask(call, windows[layer], sinks[layer], kept, eager)
         return masks if self.architecture.masks_by_type else masks[""]
 
     def _leave(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """After the decoder: the session goes on."""
-        call = kwargs.get(_CALL)
+        call = kwargs.get(CALL)
         if call is not None and call.session is not None:
             call.session.commit(call)
 
@@ -215,7 +217,7 @@ class Graft:
         output: Any,
     ) -> Any:
         """After a grafted attention: read and write the layer's memory, and mix."""
-        call = kwargs.get(_CALL)
+        call = kwargs.get(CALL)
         if call is None or not self.with_memory:
             return None
         if call.session is not None and kwargs.get("past_key_values") is None:

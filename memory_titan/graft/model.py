@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from memory_titan.graft import adapter
 from memory_titan.graft.config import MAGConfig
-from memory_titan.graft.hooks import Graft
+from memory_titan.graft.hooks import LOWER, Graft
 from memory_titan.graft.session import MemorySession, SessionState
 
 
@@ -91,13 +91,18 @@ class MemoryModel(nn.Module):
         return out
 
     def hidden(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, memory: MemorySession | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        memory: MemorySession | None = None,
+        lower: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """What the head is given, for a text of any length, with gradients if they are wanted.
 
         Args:
             input_ids, attention_mask: `[B, T]`.
             memory: a session to go on with; it is moved on.
+            lower: `[B, T, hidden]`, of `graft.lower.lower_states`, inside its `skipping`.
 
         Returns:
             `(hidden, gates)`: `[B, T, hidden]`, and how far each grafted layer's gate was open, `[layers, B, T]`.
@@ -107,8 +112,9 @@ class MemoryModel(nn.Module):
         for begin in range(0, input_ids.shape[1], self.graft_config.segment):
             part = slice(begin, begin + self.graft_config.segment)
             mask = None if attention_mask is None else attention_mask[:, part]
+            known = {} if lower is None else {LOWER: lower[:, part]}
             out = self.graft.decoder(
-                input_ids=input_ids[:, part], attention_mask=mask, past_key_values=session, use_cache=True
+                input_ids=input_ids[:, part], attention_mask=mask, past_key_values=session, use_cache=True, **known
             )
             hidden.append(out.last_hidden_state)
             shut = out.last_hidden_state.new_zeros(*out.last_hidden_state.shape[:2], 1)  # with the memory disabled

@@ -17,6 +17,8 @@ from transformers.cache_utils import Cache
 from memory_titan.memory.neural.layer import NeuralMemoryState
 from memory_titan.memory.state import MemoryState
 
+CALL = "memory_call"  # the keyword under which a `Call` reaches the layers
+
 
 @dataclass(frozen=True)
 class SessionState(MemoryState):
@@ -54,6 +56,7 @@ class Call:
     gaps: bool = False  # whether there is padding among what is kept or in the call
     session: MemorySession | None = None
     tokens: Tensor | None = None  # [B, T, hidden], embeddings, where something is made of them
+    lower: Tensor | None = None  # [B, T, hidden], what the first grafted layer is given, where it is known already
     answers: dict[int, Tensor] = field(default_factory=dict)  # what each layer's memory answered, [B, T, hidden]
     gates: dict[int, Tensor] = field(default_factory=dict)  # [B, T, 1]
     memories: dict[int, NeuralMemoryState] = field(default_factory=dict)  # by grafted layer

@@ -306,3 +306,16 @@ def test_wrong_shapes_are_refused():
         memory(tokens(batch=2), memory.initial_state(3))
     with pytest.raises(ValueError, match="mask"):
         memory(tokens(), mask=torch.ones(3, 4))
+
+
+def test_a_key_without_history_has_a_gradient_like_the_others():
+    """Where the convolution's last tap is 0 for keys, the first token's key is exactly 0."""
+    torch.manual_seed(0)
+    memory = NeuralMemory(dim=8, heads=2, depth=1, qkv_activation=False)
+    with torch.no_grad():
+        memory.conv.weight[8:16, :, -1] = 0.0
+        memory.conv.bias.zero_()
+    x = torch.randn(2, 6, 8, requires_grad=True)
+    memory(x)[0].square().sum().backward()
+    assert x.grad.norm() > 0
+    assert all(p.grad.norm() < 1e3 for p in memory.parameters())

@@ -27,7 +27,7 @@ from memory_titan.memory.neural.finite import finite_rows, valid_tokens
 from memory_titan.memory.neural.fused.threads import one_thread
 from memory_titan.memory.neural.mesa import mesa_memory, read_mesa
 from memory_titan.memory.neural.presets import PRESETS
-from memory_titan.memory.neural.projections import Gating, causal_convolution
+from memory_titan.memory.neural.projections import Gating, causal_convolution, unit
 from memory_titan.memory.neural.rule import FastWeights, Gates, Rule, Surprise
 from memory_titan.memory.neural.structure import Structure
 from memory_titan.memory.neural.trace import Trace, Traceable
@@ -378,7 +378,7 @@ class NeuralMemory(Traceable, PyTorchModelHubMixin):
             qkv = F.silu(qkv)
         q, k, v = qkv.unflatten(-1, (3, self.config.heads, -1)).permute(2, 0, 3, 1, 4)
         if self.config.qk_norm:
-            q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
+            q, k = unit(q), unit(k)
         if self.config.features > 1:
             coefficients = self.feature_coefficients.to(q.dtype)
             q, k = polynomial_features(q, coefficients), polynomial_features(k, coefficients)

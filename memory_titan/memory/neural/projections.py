@@ -96,3 +96,13 @@ def causal_convolution(projected: Tensor, conv: nn.Conv1d) -> Tensor:
     for tap in range(taps - 1):
         y = torch.addcmul(y, projected[:, tap : tap + tokens], weight[:, tap])
     return y
+
+
+def unit(x: Tensor) -> Tensor:
+    """x over its length, along the last dimension; 0 stays 0.
+
+    A key without history can be exactly 0. `torch.nn.functional.normalize` gives it a gradient of 1e12 there; here it
+    passes through as it is.
+    """
+    length = x.norm(dim=-1, keepdim=True)
+    return x / torch.where(length > 1e-12, length, 1.0)
