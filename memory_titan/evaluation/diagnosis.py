@@ -17,7 +17,6 @@ from memory_titan.evaluation.filling import LEVELS, SEED, Filling, Level, Recall
 from memory_titan.evaluation.prose import python_help
 from memory_titan.evaluation.watching import KINDS, NOTHING, Marked, Watched, mark, watch
 from memory_titan.graft.model import MemoryModel
-from memory_titan.graft.session import MemorySession
 from memory_titan.tasks.ruler import HuggingFace
 from memory_titan.tasks.sample import Sample
 from memory_titan.tasks.text_task import TooShortError
@@ -179,7 +178,7 @@ def diagnose(
         for number, sample in enumerate(samples):
             marked = mark(sample, tokenizer, f"sample {number}")
             counts += torch.bincount(marked.read[marked.read != NOTHING], minlength=len(KINDS))
-            seen = _watch(model, marked.ids, model.new_session(), f"sample {number}")
+            seen = _watch(model, marked.ids, f"sample {number}")
             for layer, one in seen.items():
                 tallies[layer].add(one, marked.read, marked.saying)
                 tallies[layer].ask(one, marked)
@@ -192,7 +191,7 @@ def diagnose(
         ids = python_help(tokenizer, prose)
         kinds = torch.full((len(ids),), KINDS.index("prose"))
         counts[KINDS.index("prose")] = len(ids)
-        for layer, one in _watch(model, ids, model.new_session(), "the prose").items():
+        for layer, one in _watch(model, ids, "the prose").items():
             tallies[layer].add(one, kinds, kinds)
         on_step("prose")
         stream, places = needle_stream(tokenizer, length)
@@ -266,9 +265,9 @@ def hash_hop_samples(tokenizer: Any, number: int, window: int | None = None, lim
         return list(pairs(length, 6).samples(number, seed=SEED, ruler=ruler))
 
 
-def _watch(model: MemoryModel, ids: Tensor, session: MemorySession, what: str) -> dict[int, Watched]:
+def _watch(model: MemoryModel, ids: Tensor, what: str) -> dict[int, Watched]:
     try:
-        return watch(model, ids, session)
+        return watch(model, ids, model.new_session())
     except FloatingPointError as error:
         raise ValueError(f"a memory broke down while it read {what}: {error}") from error
 

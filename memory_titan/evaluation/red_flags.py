@@ -87,11 +87,11 @@ def _gates(found: Diagnosis) -> Iterator[RedFlag]:
         )  # fmt: skip
     open_ones = [layer for layer in layers if layer.gate["answer"].top > SHUT]
     if blind := _worst(open_ones, _telling, lambda x: x < BLIND_GATE):
-        worst = min(open_ones, key=_telling)
+        least = min(open_ones, key=_telling)
+        said, read = least.gate["answer"].mean, least.gate["prose"].mean
         yield RedFlag(
-            "gates blind", _telling(worst), BLIND_GATE, blind,
-            f"the mean gate is {worst.gate['answer'].mean:.2f} where answers are said, and {worst.gate['prose'].mean:.2f} "
-            f"on prose (layer {worst.layer}, worst)",
+            "gates blind", said - read, BLIND_GATE, blind,
+            f"the mean gate is {said:.2f} where answers are said, and {read:.2f} on prose (layer {least.layer}, worst)",
             "they have not learned when to open: train with --gate_penalty, and with prose in the texts; a later layer "
             "knows better whether an answer is due",
         )  # fmt: skip
