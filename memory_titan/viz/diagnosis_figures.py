@@ -117,7 +117,8 @@ def _by(
         for row, value in enumerate(table[0]):
             at = max(0.0, numbers[row], *([] if tops is None else tops[row : row + 1]))
             beside = {"xytext": (4, 0), "textcoords": "offset points"}  # spaces in front would be lost in an SVG
-            axes.annotate(_number(value), (at, row), **beside, va="center", fontsize=8.5, color=_INK)
+            told = _number(value) if tops is None else f"{_number(value)} | {_number(tops[row])}"
+            axes.annotate(told, (at, row), **beside, va="center", fontsize=8.5, color=_INK)
         low, high = min(0.0, *numbers), max(0.0, *numbers)
         axes.set_xlim(low * 1.1, high * 1.2 or 1.0)
         axes.tick_params(axis="y", length=0)
@@ -157,8 +158,8 @@ def _gates(axes: Any, found: Found) -> bool:
         [each["top"] for each in first],
     )
     if len(found["layers"]) == 1:
-        axes.set_xlim(min(0.0, axes.get_xlim()[0]), max(1.15, axes.get_xlim()[1]))
-        axes.set_xlabel("gate: bar and number its mean, stroke its largest")
+        axes.set_xlim(min(0.0, axes.get_xlim()[0]), max(1.35, axes.get_xlim()[1]))
+        axes.set_xlabel("bar its mean | stroke its largest")
     return True
 
 
@@ -178,7 +179,7 @@ def _contrast(noise: str) -> Callable[[Any, Found], bool]:
         if len(found["layers"]) == 1:
             axes.set_xlim(0, 1.15)
             axes.axvline(0.5, color=_INK, linewidth=1, linestyle=":")
-            axes.set_xlabel("pairs in which the needle has more; dotted: chance")
+            axes.set_xlabel("share of pairs; dotted: chance")
         return True
 
     return draw
