@@ -24,6 +24,7 @@ from memory_titan.cli.answers import answers
 from memory_titan.cli.bench import bench, presets_command
 from memory_titan.cli.common import Refusal, plainly, steps
 from memory_titan.cli.data import data
+from memory_titan.cli.diagnose import diagnose
 from memory_titan.cli.train import train
 
 _SAVE_EVERY = 500  # sentences between two savings while reading
@@ -341,6 +342,7 @@ main.add_command(presets_command)
 main.add_command(bench)
 main.add_command(data)
 main.add_command(train)
+main.add_command(diagnose)
 evaluate.add_command(answers)
 
 
