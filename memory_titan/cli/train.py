@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from memory_titan.cli.common import Refusal, both, plainly
+from memory_titan.cli.common import Refusal, both, plainly, steps
 
 
 @click.group()
@@ -58,7 +59,34 @@ def parse_layers(text: str) -> Any:
     help="Tokens that the gradient goes back through.",
 )
 @click.option("--success", type=click.FloatRange(0, 1), help="Stop once this share of answers is right.")
-@click.option(*both("gate_penalty"), type=float, default=0.0, show_default=True)
+@click.option(
+    *both("gate_price"),
+    type=click.FloatRange(0),
+    default=0.0,
+    show_default=True,
+    help="Of gates that are open where no answer is said.",
+)
+@click.option(
+    *both("write_price"), type=click.FloatRange(0), default=0.0, show_default=True, help="Of writing; see the docs."
+)
+@click.option(
+    "--prose",
+    type=click.Path(path_type=Path),
+    help="A text file to read as well: there is nothing to answer in it, and gates should stay shut.",
+)
+@click.option(
+    *both("prose_share"),
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.25,
+    show_default=True,
+    help="Of the texts, how many are pieces of it.",
+)
+@click.option(
+    *both("cache_lower"),
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Keep there what enters the first grafted layer: later epochs and runs need not compute it.",
+)
 @click.option(*both("max_length"), type=click.IntRange(2), help="Tokens of the longest sample allowed.")
 @click.option(
     *both("too_long"),
@@ -74,6 +102,7 @@ def parse_layers(text: str) -> Any:
 @click.option("--bf16", is_flag=True, help="Autocast the frozen model to bfloat16.")
 @click.option("--layers", help='Layers that get a memory: "all", or numbers and ranges.  [default: all]')
 @click.option("--window", type=click.IntRange(1), help="Tokens that the frozen attention may see.  [default: all]")
+@click.option("--sinks", type=click.IntRange(0), help="First tokens that it sees as well.  [default: 0]")
 @click.option("--source", type=click.Choice(["learned", "frozen", "tokens"]), help="Of q, k, v.  [default: learned]")
 @click.option("--ngram", type=click.IntRange(0), help="Tokens that a key stands for at the start.  [default: 1]")
 @click.option(
@@ -111,7 +140,7 @@ def mag(**options: Any) -> None:
     from memory_titan.graft.config import MAGConfig
     from memory_titan.graft.model import MemoryModel, get_memory_model
     from memory_titan.hybrid.frozen import load_frozen
-    from memory_titan.tasks.examples import load_examples
+    from memory_titan.tasks.examples import Example, load_examples, load_prose
     from memory_titan.training.checkpoint import CheckpointError, find_checkpoint
 
     try:
@@ -150,6 +179,10 @@ def mag(**options: Any) -> None:
         examples = examples[len(held_out) :]
         if not examples:
             raise Refusal(f"{options['data_path']} has one sample; with a tenth set aside, none is left to train on")
+    prose: list[Example] = []
+    if options["prose"] is not None and options["prose_share"]:
+        share, length = options["prose_share"], sorted(len(e.ids) for e in examples)[len(examples) // 2]
+        prose = load_prose(options["prose"], frozen.tokenizer, length, round(len(examples) * share / (1 - share)))
     if options["dtype"] == "bfloat16":
         frozen.model.bfloat16()
     start = resume or options["resume_from"]
@@ -160,13 +193,21 @@ def mag(**options: Any) -> None:
         model = get_memory_model(frozen.model, MAGConfig(**chosen))
         if options["calibrate"]:
             calibrate(model, [example.ids[None] for example in examples[-options["calibrate"] :]], config.seed)
+    if options["cache_lower"] is not None:
+        from memory_titan.training.lower_cache import with_lower
+
+        with steps(len(examples) + len(prose) + len(held_out), "frozen layers") as advance:
+            examples, prose, held_out = (
+                with_lower(model, part, options["cache_lower"], partial(advance, "frozen layers"))
+                for part in (examples, prose, held_out)
+            )
     click.echo(
         f"{len(examples)} samples to train on, {len(held_out)} to evaluate; "
         f"{model.count_trainable_parameters():,} trainable parameters",
         err=True,
     )
     try:
-        progress = run(model, examples, held_out, config, output, resume=resume, report=_tell)
+        progress = run(model, examples, held_out, config, output, resume=resume, report=_tell, prose=prose)
     except TrainingError as error:
         raise click.ClickException(str(error)) from None
     except KeyboardInterrupt:

@@ -15,7 +15,7 @@ from memory_titan.tasks.examples import Example, Stretch, batches, collate, exac
 
 def said_right(model: MemoryModel, stretch: Stretch, session: MemorySession) -> Tensor:
     """Read a stretch: `[B, T]`, bool, where the most likely token is the one that follows; False outside answers."""
-    hidden, _ = model.hidden(stretch.ids, stretch.mask, session)
+    hidden, _ = model.hidden(stretch.ids, stretch.mask, session, stretch.lower)
     wanted = stretch.said > 0
     right = torch.zeros_like(wanted)
     right[wanted] = model.logits(hidden[wanted]).argmax(-1) == stretch.follows[wanted]

@@ -83,7 +83,7 @@ def _gates(found: Diagnosis) -> Iterator[RedFlag]:
         yield RedFlag(
             "gates stuck open", worst, STUCK_OPEN, wide,
             f"on prose, where there is nothing to recall, the mean gate is {worst:.2f}",
-            "train with --gate_penalty, and with texts that have more prose between needles and questions",
+            "train with --gate_price, and with texts that have more prose between needles and questions",
         )  # fmt: skip
     open_ones = [layer for layer in layers if layer.gate["answer"].top > SHUT]
     if blind := _worst(open_ones, _telling, lambda x: x < BLIND_GATE):
@@ -92,7 +92,7 @@ def _gates(found: Diagnosis) -> Iterator[RedFlag]:
         yield RedFlag(
             "gates blind", said - read, BLIND_GATE, blind,
             f"the mean gate is {said:.2f} where answers are said, and {read:.2f} on prose (layer {least.layer}, worst)",
-            "they have not learned when to open: train with --gate_penalty, and with prose in the texts; a later layer "
+            "they have not learned when to open: train with --gate_price, and with prose in the texts; a later layer "
             "knows better whether an answer is due",
         )  # fmt: skip
 

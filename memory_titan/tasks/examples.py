@@ -7,13 +7,14 @@ said        .   .  . . . .  .        .   .  .  . . . 1  1      <- the answer's t
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from memory_titan.tasks.sample import Sample, SampleError, read_samples
 
@@ -30,6 +31,7 @@ class Example:
         distances: of each answer, tokens back to its farthest evidence.
         nearest: of each answer, tokens back to its nearest evidence.
         name: where it comes from, for messages.
+        lower: `[T, hidden]`, what enters the first grafted layer, where it is known.
     """
 
     ids: Tensor
@@ -37,6 +39,7 @@ class Example:
     distances: tuple[int, ...]
     nearest: tuple[int, ...]
     name: str
+    lower: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,14 @@ class Batch:
         mask: `[B, T]`, bool, False for padding.
         said: `[B, T]`, int64: 1 + the index of the answer a token belongs to, 0 outside answers.
         examples: the same, as they were.
+        lower: `[B, T, hidden]`, if all examples have theirs.
     """
 
     ids: Tensor
     mask: Tensor
     said: Tensor
     examples: tuple[Example, ...]
+    lower: Tensor | None = None
 
 
 def encode(
@@ -125,6 +130,28 @@ def load_examples(
     return found
 
 
+def load_prose(path: Path, tokenizer: Any, length: int, number: int) -> list[Example]:
+    """Pieces of a text in which nothing is asked, evenly over it.
+
+    Args:
+        path: UTF-8 text.
+        tokenizer: of Hugging Face.
+        length: tokens of a piece.
+        number: of pieces, at most.
+
+    Raises:
+        SampleError: the text is shorter than one piece.
+    """
+    first = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    ids = tokenizer(path.read_text("utf-8"), add_special_tokens=False, verbose=False)["input_ids"]
+    size = length - len(first)
+    if len(ids) < size:
+        raise SampleError(f"{path} has {len(ids)} tokens; a piece has {size}")
+    number = min(number, len(ids) // size)
+    begins = [round(i * (len(ids) - size) / max(1, number - 1)) for i in range(number)]
+    return [Example(torch.tensor(first + ids[b : b + size]), (), (), (), f"{path.name}, token {b}") for b in begins]
+
+
 def collate(examples: Sequence[Example]) -> Batch:
     """Examples side by side."""
     length = max(len(example.ids) for example in examples)
@@ -135,7 +162,10 @@ def collate(examples: Sequence[Example]) -> Batch:
         mask[row, : len(example.ids)] = True
         for index, (begin, end) in enumerate(example.answers, 1):
             said[row, begin:end] = index
-    return Batch(ids, mask, said, tuple(examples))
+    lower = None
+    if all(example.lower is not None for example in examples):
+        lower = pad_sequence([example.lower for example in examples if example.lower is not None], batch_first=True)
+    return Batch(ids, mask, said, tuple(examples), lower)
 
 
 def batches(
@@ -158,23 +188,31 @@ class Stretch:
         ids, mask: `[B, T]`, as in `Batch`.
         follows: `[B, T]`, int64, the token after.
         said: `[B, T]`, int64, the answer that token belongs to, from 1; 0: none.
+        lower: `[B, T, hidden]`, what enters the first grafted layer, where it is known.
     """
 
     ids: Tensor
     mask: Tensor
     follows: Tensor
     said: Tensor
+    lower: Tensor | None = None
 
     def to(self, device: torch.device) -> Stretch:
         """On a device."""
-        return Stretch(*(x.to(device) for x in vars(self).values()))
+        return replace(self, **{name: x.to(device) for name, x in vars(self).items() if x is not None})
 
 
 def stretches(batch: Batch, length: int) -> list[Stretch]:
     """The batch in pieces of `length` tokens: what is backpropagated through at a time."""
     follows, said = (F.pad(x[:, 1:], (0, 1)) for x in (batch.ids, batch.said))
     return [
-        Stretch(batch.ids[:, part], batch.mask[:, part], follows[:, part], said[:, part])
+        Stretch(
+            batch.ids[:, part],
+            batch.mask[:, part],
+            follows[:, part],
+            said[:, part],
+            None if batch.lower is None else batch.lower[:, part],
+        )
         for part in (slice(begin, begin + length) for begin in range(0, batch.ids.shape[1], length))
     ]
 

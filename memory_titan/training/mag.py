@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor
 
 from memory_titan.evaluation.answers import evaluate
+from memory_titan.graft.lower import skipping
 from memory_titan.graft.model import MemoryModel
 from memory_titan.tasks.examples import Example, batches, collate, exact, stretches
 from memory_titan.training.checkpoint import (
@@ -28,7 +30,7 @@ from memory_titan.training.checkpoint import (
     load_weights,
     save_checkpoint,
 )
-from memory_titan.training.objective import AnswerLoss
+from memory_titan.training.objective import AnswerLoss, Sums
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -49,7 +51,9 @@ class TrainConfig:
     warmup: float = 0.03  # share of all steps; the rate then falls as a cosine to a tenth
     weight_decay: float = 0.0
     clip: float = 1.0  # largest gradient norm
-    gate_penalty: float = 0.0  # times the mean gate, added to the loss of each answer token
+    gate_price: float = 0.0  # times the mean gate of the tokens that say no answer, added to the loss
+    write_price: float = 0.0  # times the mean step of all tokens, over its bound, added to the loss
+    price_ramp: float = 0.3  # share of all steps over which both rise to their height
     success: float | None = None  # stop once this share of the evaluation's answers is right; None: never
     evaluate_every: int = 100  # steps
     save_every: int = 50  # steps between two latest checkpoints
@@ -85,6 +89,7 @@ def train(
     resume: Path | None = None,
     report: Report = lambda record: None,
     details: dict[str, Any] | None = None,
+    prose: Sequence[Example] = (),
 ) -> dict[str, Any]:
     """Train until the epochs, the steps, or success are reached.
 
@@ -97,6 +102,7 @@ def train(
         resume: a `latest` of the same run, to go on from exactly where it stood.
         report: called with a record of each step and evaluation.
         details: more for progress.json.
+        prose: texts without answers, read among the others.
 
     Returns:
         the last progress: step, epoch, best, history.
@@ -105,6 +111,7 @@ def train(
         TrainingError: the loss is not finite. The last checkpoint stays.
         CheckpointError: `resume` cannot be used.
     """
+    examples = [*examples, *prose]
     handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]
     accelerator = Accelerator(mixed_precision=config.mixed_precision, kwargs_handlers=handlers)
     if config.batch_size % accelerator.num_processes:
@@ -130,7 +137,7 @@ def train(
         torch.set_rng_state(trainer["random"])
         progress = {**before, "config": asdict(config)}
     progress["examples"] = len(examples)
-    objective, optimizer = accelerator.prepare(AnswerLoss(model, config.gate_penalty), optimizer)
+    objective, optimizer = accelerator.prepare(AnswerLoss(model, config.write_price > 0), optimizer)
     model.train()
 
     def save(name: str) -> None:
@@ -141,32 +148,35 @@ def train(
 
     first = progress["step"]
     done = False
-    for epoch in range(first // an_epoch, config.num_epochs):
-        for index, group in enumerate(batches(examples, config.batch_size, config.seed, epoch)):
-            step = epoch * an_epoch + index
-            if step < first:
-                continue
-            if step >= steps or done:
-                break
-            started = time.perf_counter()
-            for settings in optimizer.param_groups:
-                settings["lr"] = config.learning_rate * rate_at(step, int(steps), config)
-            record = _step(accelerator, objective, optimizer, group, config, step)
-            progress["step"] = step + 1
-            progress["seconds"] += time.perf_counter() - started
-            progress["history"].append(record)
-            report(record)
-            if held_out and ((step + 1) % config.evaluate_every == 0 or step + 1 == steps):
-                found = evaluate(model, held_out, config.batch_size)
-                scores = {"step": step + 1, "exact": found["exact"], "exact_tokens": found["tokens"]}
-                progress["history"].append(scores)
-                report(scores)
-                if found["exact"] > progress["best"]:
-                    progress["best"] = found["exact"]
-                    save("best")
-                done = config.success is not None and found["exact"] >= config.success
-            if (step + 1) % config.save_every == 0 or step + 1 == steps or done:
-                save("latest")
+    known = all(example.lower is not None for example in [*examples, *held_out])
+    with skipping(model) if known else nullcontext():
+        for epoch in range(first // an_epoch, config.num_epochs):
+            for index, group in enumerate(batches(examples, config.batch_size, config.seed, epoch)):
+                step = epoch * an_epoch + index
+                if step < first:
+                    continue
+                if step >= steps or done:
+                    break
+                started = time.perf_counter()
+                for settings in optimizer.param_groups:
+                    settings["lr"] = config.learning_rate * rate_at(step, int(steps), config)
+                ramp = min(1.0, (step + 1) / max(1.0, config.price_ramp * steps))
+                record = _step(accelerator, objective, optimizer, group, config, step, ramp)
+                progress["step"] = step + 1
+                progress["seconds"] += time.perf_counter() - started
+                progress["history"].append(record)
+                report(record)
+                if held_out and ((step + 1) % config.evaluate_every == 0 or step + 1 == steps):
+                    found = evaluate(model, held_out, config.batch_size)
+                    scores = {"step": step + 1, "exact": found["exact"], "exact_tokens": found["tokens"]}
+                    progress["history"].append(scores)
+                    report(scores)
+                    if found["exact"] > progress["best"]:
+                        progress["best"] = found["exact"]
+                        save("best")
+                    done = config.success is not None and found["exact"] >= config.success
+                if (step + 1) % config.save_every == 0 or step + 1 == steps or done:
+                    save("latest")
     if not held_out:
         save("best")
     return progress
@@ -179,6 +189,7 @@ def _step(
     group: list[Example],
     config: TrainConfig,
     step: int,
+    ramp: float,
 ) -> dict[str, Any]:
     """One step of the optimizer; the record of it."""
     # Every process takes its rows; the loss is over the answers of all.
@@ -186,12 +197,14 @@ def _step(
     idle = accelerator.process_index >= len(group)
     batch = collate(mine)
     whole = collate(group)
-    count = int((whole.said > 0).sum())
+    count = max(1, int((whole.said > 0).sum()))
+    tokens = int(whole.mask.sum())
+    gate_price, write_price = (ramp * price for price in (config.gate_price, config.write_price))
     model: MemoryModel = accelerator.unwrap_model(objective).model
     session = model.new_session(len(mine))
     parts = stretches(batch, config.backprop)
     turns = math.ceil(whole.ids.shape[1] / config.backprop)  # as many for every process
-    total = torch.zeros((), device=accelerator.device)
+    total = torch.zeros(3, device=accelerator.device)
     right: list[Tensor] = []
     optimizer.zero_grad()
     for turn in range(turns):
@@ -199,13 +212,15 @@ def _step(
             parts.append(parts[-1])  # a shorter text than another process's: its end again, and not counted
         counts = 0.0 if idle or turn >= math.ceil(batch.ids.shape[1] / config.backprop) else 1.0
         with accelerator.autocast():
-            loss, said = objective(parts[turn].to(accelerator.device), session)
+            sums: Sums = objective(parts[turn].to(accelerator.device), session)
+        means = torch.stack([sums.loss / count, sums.opened / max(1, tokens - count), sums.written / tokens])
+        loss = means[0] + gate_price * means[1] + write_price * means[2]
         # averaged over processes by DDP, so times their number
-        accelerator.backward(counts * loss * accelerator.num_processes / max(1, count))
+        accelerator.backward(counts * loss * accelerator.num_processes)
         session.detach()
         if counts:
-            total, right = total + loss.detach(), [*right, said]
-    losses = accelerator.reduce(total) / max(1, count)
+            total, right = total + means.detach(), [*right, sums.right]
+    losses, opened, written = accelerator.reduce(total).unbind()
     if not bool(losses.isfinite()):
         names = "; ".join(example.name for example in group)
         raise TrainingError(f"the loss is {float(losses)} at step {step + 1}, on {names}. The last checkpoint stands")
@@ -216,13 +231,12 @@ def _step(
     optimizer.step()
     hits = exact(batch, torch.cat([x.cpu() for x in right], 1)) if right else []
     flat = [one for row in hits for one in row]
-    gates = torch.stack([gate.detach().abs().mean() for gate in session.gates.values()])
     return {
         "step": step + 1,
         "loss": float(losses),
         "train_exact": sum(flat) / max(1, len(flat)),
         "gradient": float(norm),
         "rate": optimizer.param_groups[0]["lr"],
-        "gate": float(gates.mean()),
-        "gate_max": float(gates.max()),
+        "opened": float(opened),
+        **({"written": float(written)} if config.write_price else {}),
     }

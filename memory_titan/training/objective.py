@@ -1,6 +1,9 @@
-"""What a graft is trained for: to say the answers' tokens. The loss of a stretch of text, and what was said right."""
+"""What a graft is trained for: to say the answers' tokens, to open for little else, and to write what will be asked."""
 
 from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -8,34 +11,59 @@ from torch import Tensor, nn
 
 from memory_titan.graft.model import MemoryModel
 from memory_titan.graft.session import MemorySession
+from memory_titan.memory.neural.layer import NeuralMemory
+from memory_titan.memory.neural.trace import Trace, trace
 from memory_titan.tasks.examples import Stretch
 
 
+@dataclass(frozen=True)
+class Sums:
+    """What a stretch of text adds up to; 0-d, with their gradients.
+
+    Attributes:
+        loss: cross entropy of the answers' tokens.
+        opened: how far gates are open, over the tokens that say no answer; the mean over grafted layers.
+        written: theta over its bound, over all tokens; the mean over heads and grafted layers.
+        right: `[B, T]`, bool, where the most likely token is the one that follows, False outside answers.
+    """
+
+    loss: Tensor
+    opened: Tensor
+    written: Tensor
+    right: Tensor
+
+
 class AnswerLoss(nn.Module):
-    """Cross entropy on the answers' tokens; a module, so that DDP can wrap it.
+    """Reads a stretch; a module, so that DDP can wrap it.
 
     Args:
         model: the grafted model.
-        gate_penalty: times the mean gate, added for each answer token.
+        watch: whether to add up what is written, too.
     """
 
-    def __init__(self, model: MemoryModel, gate_penalty: float = 0.0) -> None:
+    def __init__(self, model: MemoryModel, watch: bool = False) -> None:
         super().__init__()
-        self.model, self.gate_penalty = model, gate_penalty
+        self.model, self.watch = model, watch
 
-    def forward(self, stretch: Stretch, session: MemorySession) -> tuple[Tensor, Tensor]:
-        """Read a stretch.
-
-        Returns:
-            `(loss, right)`: loss, the sum over the answers' tokens, 0-d; right `[B, T]`, bool, where the most likely
-            token is the one that follows, False outside answers.
-        """
-        hidden, gates = self.model.hidden(stretch.ids, stretch.mask, session)
+    def forward(self, stretch: Stretch, session: MemorySession) -> Sums:
+        """Read a stretch, and move the session on."""
+        none: AbstractContextManager[dict[str, list[Trace]]] = nullcontext({})
+        with trace(self.model.branches) if self.watch else none as traces:
+            hidden, gates = self.model.hidden(stretch.ids, stretch.mask, session, stretch.lower)
         wanted = stretch.said > 0
         logits = self.model.logits(hidden[wanted])
         loss = F.cross_entropy(logits.float(), stretch.follows[wanted], reduction="sum")
-        if self.gate_penalty:
-            loss = loss + self.gate_penalty * wanted.sum() * gates.mean()
         right = torch.zeros_like(wanted)
         right[wanted] = logits.argmax(-1) == stretch.follows[wanted]
-        return loss + 0.0 * gates.sum(), right
+        opened = gates.mean(0)[stretch.mask & ~wanted].sum()
+        # What is not in the loss has no gradient, and DDP waits for one.
+        return Sums(loss + 0.0 * gates.sum(), opened, self._written(traces).to(loss.device), right)
+
+    def _written(self, traces: dict[str, list[Trace]]) -> Tensor:
+        total = torch.zeros(())
+        for name, calls in traces.items():
+            memory = self.model.branches.get_submodule(name)
+            assert isinstance(memory, NeuralMemory)
+            for call in calls:
+                total = total + call.step.mean(-1).sum().cpu() / memory.config.step_bound
+        return total / max(1, len(traces))
