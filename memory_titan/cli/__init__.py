@@ -24,6 +24,7 @@ from memory_titan.cli.answers import answers
 from memory_titan.cli.bench import bench, presets_command
 from memory_titan.cli.common import Refusal, plainly, steps
 from memory_titan.cli.data import data
+from memory_titan.cli.evaluate_mag import code, needle
 from memory_titan.cli.train import train
 
 _SAVE_EVERY = 500  # sentences between two savings while reading
@@ -342,6 +343,8 @@ main.add_command(bench)
 main.add_command(data)
 main.add_command(train)
 evaluate.add_command(answers)
+evaluate.add_command(needle)
+evaluate.add_command(code)
 
 
 def _engine(model: str, path: Path, config: Any = None, quiet: bool = False) -> Any:
