@@ -96,7 +96,10 @@ def ask(
 
 @dataclass(frozen=True)
 class Share:
-    """How many of how many, and how sure that is."""
+    """How many of how many, and how sure that is.
+
+    The interval takes answers for independent. Several of one text are not quite: it is then too narrow.
+    """
 
     right: int
     total: int

@@ -44,9 +44,8 @@ def draw_heat(
             raise ValueError(f"{name}: a map needs {len(depths)} rows of {len(lengths)} numbers")
     plt = _pyplot()
     wide, high = max(2.6, 0.62 * len(lengths)), max(1.6, 0.45 * len(depths))
-    figure, axes = plt.subplots(
-        1, len(maps), figsize=(wide * len(maps) + 1.6, high + 1.5), sharey=True, squeeze=False, layout="constrained"
-    )
+    size = max(wide * len(maps) + 1.6, 0.09 * len(title)), high + 1.5  # no narrower than the title
+    figure, axes = plt.subplots(1, len(maps), figsize=size, sharey=True, squeeze=False, layout="constrained")
     picture: Any = None
     for axis, (name, rows) in zip(axes[0], maps.items(), strict=True):
         shares = [[float("nan") if share is None else share for share in row] for row in rows]
