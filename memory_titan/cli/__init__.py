@@ -25,6 +25,7 @@ from memory_titan.cli.bench import bench, presets_command
 from memory_titan.cli.common import Refusal, plainly, steps
 from memory_titan.cli.data import data
 from memory_titan.cli.diagnose import diagnose
+from memory_titan.cli.evaluate_mag import code, needle
 from memory_titan.cli.train import train
 
 _SAVE_EVERY = 500  # sentences between two savings while reading
@@ -344,6 +345,8 @@ main.add_command(data)
 main.add_command(train)
 main.add_command(diagnose)
 evaluate.add_command(answers)
+evaluate.add_command(needle)
+evaluate.add_command(code)
 
 
 def _engine(model: str, path: Path, config: Any = None, quiet: bool = False) -> Any:
