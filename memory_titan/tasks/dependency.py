@@ -18,6 +18,13 @@
 
     Module warm_kiln fails because of the last module it depends on. Which team is responsible? Answer: Heron
 
+    form="chain": the name at the end of the chain, each name a plain word, and so one token to most tokenizers
+
+    Module river depends on stone.
+    Module stone depends on lamp.
+
+    Through one other, module river depends on lamp
+
 Every chain has the same form, so that no single fact tells the answer. A "no" is asked in one of two ways that look
 like a "yes": the target is the end of another chain, or it is the end of the chain as it was before one link in its
 middle was replaced: then the way from the start breaks off, and the target still has somebody that depends on it. With
@@ -37,9 +44,10 @@ from memory_titan.tasks.checking import UnsolvableError, check_answers, check_le
 from memory_titan.tasks.ruler import Ruler
 from memory_titan.tasks.sample import Sample
 from memory_titan.tasks.text_task import Draft, Fact, Question, TextTask
-from memory_titan.tasks.words import ADJECTIVES, TEAMS, THINGS
+from memory_titan.tasks.words import ADJECTIVES, PLAIN, TEAMS, THINGS
 
-FORMS = ("reaches", "responsible", "mixed")
+FORMS = ("reaches", "responsible", "mixed", "chain")
+_OTHERS = ("one other", "two others", "three others")
 
 
 @dataclass(frozen=True)
@@ -52,7 +60,7 @@ class DependencyTask(TextTask):
     hops: int = 2  # facts to join, 2 to 4
     chains: int = 4  # of `hops` facts each
     questions: int = 1  # each about another chain
-    form: str = "mixed"  # "reaches": yes or no; "responsible": a team; "mixed": one of them a sample
+    form: str = "mixed"  # "reaches": yes or no; "responsible": a team; "mixed": one of them a sample; "chain": a name
     filler: fillers.Filler = "prose"  # or "topics", "none", or passages
     depth: float | None = None  # where the facts asked for stand, from 0, the start, to 1, the end; None: anywhere
 
@@ -63,6 +71,8 @@ class DependencyTask(TextTask):
             raise ValueError(f"form must be one of {', '.join(FORMS)}; got {self.form!r}")
         if not 2 <= self.chains <= len(TEAMS):
             raise ValueError(f"chains must be from 2 to {len(TEAMS)}; got {self.chains}")
+        if self.form == "chain" and self.chains * (self.hops + 1) > len(PLAIN) // 2:
+            raise ValueError(f"at most {len(PLAIN) // 2} names; {self.chains} chains of {self.hops} hops have more")
         if not 1 <= self.questions <= self.chains:
             raise ValueError(f"questions must be from 1 to the number of chains, {self.chains}; got {self.questions}")
         if self.depth is not None and not 0 <= self.depth <= 1:
@@ -73,6 +83,8 @@ class DependencyTask(TextTask):
         return f"{self.chains} chains of {self.hops} facts and {self.questions} question(s)"
 
     def draw(self, rng: Random, seed: int, index: int) -> Draft:
+        if self.form == "chain":
+            return self._draw_chains(rng)
         teams = self.form == "responsible" or (self.form == "mixed" and rng.random() < 0.5)
         drawn = rng.sample(range(len(ADJECTIVES) * len(THINGS)), self.chains * (self.hops + 2))
         modules = [f"{ADJECTIVES[each // len(THINGS)]}_{THINGS[each % len(THINGS)]}" for each in drawn]
@@ -131,7 +143,32 @@ class DependencyTask(TextTask):
         }  # fmt: skip
         return Draft(facts, questions, lines, meta)
 
+    def _draw_chains(self, rng: Random) -> Draft:
+        names = rng.sample(PLAIN, self.chains * (self.hops + 1))
+        chains = [names[i :: self.chains] for i in range(self.chains)]
+        order = [(chain, hop) for chain in range(self.chains) for hop in range(self.hops)]
+        rng.shuffle(order)
+        place = {link: number for number, link in enumerate(order)}
+        facts = []
+        for chain, hop in order:
+            at = self.depth if chain < self.questions and self.depth is not None else rng.random()
+            facts.append(Fact(f"Module {chains[chain][hop]} depends on {chains[chain][hop + 1]}.", at))
+        questions = [
+            Question(
+                f"Through {_OTHERS[self.hops - 2]}, module {chains[number][0]} depends on",
+                chains[number][-1],
+                tuple((place[number, hop], 0) for hop in range(self.hops)),
+            )
+            for number in range(self.questions)
+        ]
+        named = self.filler if isinstance(self.filler, str) else self.filler.name
+        meta = {"hops": self.hops, "needles": self.chains, "kind": "chain", "filler": named}
+        meta["single_fact"] = 1 / self.chains
+        return Draft(facts, questions, fillers.lines(self.filler, rng, set(names)), meta)
 
+
+_LINK = r"Module (\w+) depends on (\w+)\."
+_CHAIN = rf"Through (?:{'|'.join(_OTHERS)}), module (\w+) depends on"
 _DEPENDS = r"Module (\w+) depends on module (\w+)\."
 _MAINTAINED = r"Module (\w+) is maintained by team (\w+)\."
 _REACHES = r"Does module (\w+) depend, directly or through others, on module (\w+)\? Answer:"
@@ -145,6 +182,16 @@ def solve(evidence: Sequence[str], question: str) -> str:
         UnsolvableError: a piece is no fact, the way does not begin at the start, or leads to no team.
     """
     on, by = {}, {}
+    if asked := re.fullmatch(_CHAIN, question):
+        links = [re.fullmatch(_LINK, piece) for piece in evidence]
+        follows = {link[1]: link[2] for link in links if link}
+        name, used = asked[1], 0
+        while name in follows and used <= len(evidence):
+            name, used = follows[name], used + 1
+        others = question.split(",")[0].removeprefix("Through ")
+        if not used == len(links) == len(follows) == _OTHERS.index(others) + 2:
+            raise UnsolvableError(f"{used} of {len(links)} facts are on the way from {asked[1]} through {others}")
+        return name
     for piece in evidence:
         depends, maintained = re.fullmatch(_DEPENDS, piece), re.fullmatch(_MAINTAINED, piece)
         if depends and depends[1] not in on:
@@ -184,8 +231,13 @@ def check(sample: Sample, ruler: Ruler | None = None) -> list[str]:
     on, by = dict(told), dict(re.findall(_MAINTAINED, context(sample)))
     if len(on) < len(told):
         problems.append("a module depends on two others")
+    links = re.findall(_LINK, context(sample))
+    if len(dict(links)) < len(links):
+        problems.append("a module depends on two others")
     for number, answer in enumerate(sample.answers):
         question, text = sample.cut(answer.question), sample.cut(answer.span).strip()
+        if re.fullmatch(_CHAIN, question) and holds_word(outside(sample, answer), text):
+            problems.append(f"answers[{number}]: {text} stands elsewhere before the question, too")
         asked = re.fullmatch(_REACHES, question) or re.fullmatch(_RESPONSIBLE, question)
         if not asked:
             continue

@@ -27,4 +27,5 @@ def words(name: str) -> tuple[str, ...]:
 
 # Names of modules, services and files are an adjective and a thing joined by "_", which prose never has.
 ADJECTIVES, THINGS, TEAMS = words("adjectives"), words("things"), words("teams")
+PLAIN = words("plain")  # common ones: each is one token, with the space in front, in most vocabularies
 FIRST_NAMES, LAST_NAMES = words("first_names"), words("last_names")
