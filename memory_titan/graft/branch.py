@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from memory_titan.graft.config import MAGConfig
@@ -38,7 +39,8 @@ class _Shut(torch.autograd.Function):
 class QueryProjector(nn.Module):
     """What a layer asks its memory: its own input, refined by what the memory one layer below answered.
 
-    q = W h + R previous. R starts at 0, so that refinement is learned.
+    q = W h + R norm(previous), norm without weights: answers are as long as the residual, and R must not have to know
+    that. R starts at 0, so that refinement is learned.
 
     Args:
         hidden: width of h and of the previous answer.
@@ -58,7 +60,9 @@ class QueryProjector(nn.Module):
         """h, previous: `[B, T, hidden]`; given: `[B, T, dim]`, without W; returns q `[B, T, dim]`."""
         q = given if self.query is None else self.query(h)
         assert q is not None
-        return q if self.refine is None or previous is None else q + self.refine(previous)
+        if self.refine is None or previous is None:
+            return q
+        return q + self.refine(F.rms_norm(previous, previous.shape[-1:], eps=1e-6))
 
 
 class MemoryBranch(nn.Module):
