@@ -113,8 +113,8 @@ def needle_command(needles: int | None, questions: int, filler: str, filler_file
 @_options(
     click.option("--hops", type=click.IntRange(2, 4), default=2, show_default=True, help="Facts to join."),
     click.option("--chains", type=click.IntRange(2), default=4, show_default=True, help="Chains of the same form."),
-    click.option("--form", type=click.Choice(["reaches", "responsible", "mixed", "chain"]), default="mixed", show_default=True,
-                 help="reaches: yes or no; responsible: which team; mixed: either."),
+    click.option("--form", type=click.Choice(["reaches", "responsible", "mixed", "chain"]), default="mixed",
+                 show_default=True, help="reaches: yes or no; responsible: which team; mixed: either; chain: a name."),
     *_filler("prose", "topics", "none"),
 )  # fmt: skip
 @plainly

@@ -220,3 +220,62 @@ def mag(**options: Any) -> None:
 def _tell(record: dict[str, Any]) -> None:
     shown = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in record.items()}
     click.echo(" ".join(f"{key} {value}" for key, value in shown.items()), err=True)
+
+
+@train.command("curriculum")
+@click.option("--preset", type=click.Choice(["cpu", "gpu"]), help="One of the package's own.  [default: cpu]")
+@click.option("--config", type=click.Path(path_type=Path), help="A YAML file instead; the presets show its form.")
+@click.option(*both("output_dir"), required=True, type=click.Path(path_type=Path), help="For data and checkpoints.")
+@click.option(*both("model_name"), default="smollm2", show_default=True, help="smollm2, or any supported causal LM.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16"]),
+    default="bfloat16",
+    show_default=True,
+    help="Of the frozen model.",
+)
+@click.option(*both("cache_lower"), type=click.Path(path_type=Path), metavar="FOLDER", help="As of `train mag`.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@plainly
+def curriculum_command(
+    preset: str | None,
+    config: Path | None,
+    output_dir: Path,
+    model_name: str,
+    dtype: str,
+    cache_lower: Path | None,
+    seed: int,
+) -> None:
+    """Train a graft in phases, each from the one before: hash-hop, dependencies, code.
+
+    Phases that are done are not done again; one that was interrupted goes on where it stood.
+    """
+    import torch
+
+    from memory_titan.hybrid.frozen import load_frozen
+
+    try:
+        from memory_titan.training.curriculum import load_curriculum, run
+        from memory_titan.training.mag import TrainingError
+    except ImportError as error:
+        raise Refusal(f"training needs more ({error.name} is missing): pip install 'memory-titan[train]'") from None
+    if preset is not None and config is not None:
+        raise Refusal("--preset and --config are two answers to one question")
+    chosen = load_curriculum(str(config) if config is not None else preset or "cpu")
+    frozen = load_frozen(model_name)
+    frozen.model.to(getattr(torch, dtype))
+
+    def tell(phase: str, record: dict[str, Any]) -> None:
+        _tell({"phase": phase, **record})
+
+    try:
+        done = run(chosen, frozen.model, frozen.tokenizer, output_dir, cache=cache_lower, seed=seed, report=tell)
+    except TrainingError as error:
+        raise click.ClickException(str(error)) from None
+    except KeyboardInterrupt:
+        click.echo(f"interrupted; the same command goes on in {output_dir}", err=True)
+        raise SystemExit(130) from None
+    for name, phase in done.items():
+        click.echo(
+            f"{name}, {phase['goal']}: {phase['step']} steps, {phase['seconds']:.0f} s, best {phase['best']:.3f}"
+        )

@@ -60,7 +60,7 @@ def test_prose_is_read_and_nothing_asked(tmp_path):
     prose = load_prose(path, TOKENIZER, 50, 4)
     assert [len(p.ids) for p in prose] == [50] * 4 and all(p.ids[0] == TOKENIZER.bos_token_id for p in prose)
     assert TOKENIZER.decode(prose[-1].ids).endswith("quiet. ") and "token 0" in prose[0].name
-    with pytest.raises(SampleError, match="601 tokens|600 tokens"):
+    with pytest.raises(SampleError, match=r"60\d tokens"):
         load_prose(path, TOKENIZER, 5000, 4)
     told: list[dict[str, float]] = []
     config = replace(CONFIG, num_epochs=1, batch_size=1, evaluate_every=99, gate_price=1.0)
