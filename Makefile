@@ -16,7 +16,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constrain
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test slow lint format evaluate constraints clean
+.PHONY: help setup demo mag test slow lint format evaluate constraints clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -35,6 +35,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP) ## a frozen language model reads three facts and remembers them
 	@$(BIN)/memory-titan demo
+
+mag: $(STAMP) ## train, evaluate and diagnose a small graft on a real language model
+	@MEMORY_TITAN=$(BIN)/memory-titan PYTHON=$(BIN)/python runs/mag.sh
 
 # Two processes of one thread each keep two cores busy; two of two threads would fight over them.
 test slow: export OMP_NUM_THREADS := 1

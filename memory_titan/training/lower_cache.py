@@ -37,6 +37,8 @@ def with_lower(
         folder: for the file. It takes tokens x hidden size x bytes of the dtype.
         advance: called with the number of examples done, as they are computed.
     """
+    if not examples:
+        return []
     hidden = model.base_model.config.get_text_config().hidden_size
     rows = sum(len(example.ids) for example in examples)
     path = folder / f"lower-{_digest(model, examples)}.bin"

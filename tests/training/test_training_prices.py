@@ -84,3 +84,4 @@ def test_training_from_the_lower_layers_states_is_the_same(tmp_path):
     assert not done and all(torch.equal(a.lower, b.lower) for a, b in zip(again, known, strict=True))
     with_lower(model(**{**options, "window": 5}), made, tmp_path / "cache", done.append)
     assert sum(done) == 8  # another window is another file
+    assert with_lower(short, [], tmp_path / "cache") == []
