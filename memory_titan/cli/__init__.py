@@ -24,6 +24,8 @@ from memory_titan.cli.answers import answers
 from memory_titan.cli.bench import bench, presets_command
 from memory_titan.cli.common import Refusal, plainly, steps
 from memory_titan.cli.data import data
+from memory_titan.cli.data_suites import babilong_data, lm_eval_data, ruler_data
+from memory_titan.cli.evaluate_suites import babilong, lm_eval, ruler
 from memory_titan.cli.train import train
 
 _SAVE_EVERY = 500  # sentences between two savings while reading
@@ -342,6 +344,10 @@ main.add_command(bench)
 main.add_command(data)
 main.add_command(train)
 evaluate.add_command(answers)
+for command in (ruler, babilong, lm_eval):
+    evaluate.add_command(command)
+for command in (ruler_data, babilong_data, lm_eval_data):
+    data.add_command(command)
 
 
 def _engine(model: str, path: Path, config: Any = None, quiet: bool = False) -> Any:

@@ -93,7 +93,7 @@ def test_more_questions():
 
 
 def test_names_of_the_suites():
-    with pytest.raises(ValueError, match="a task of ruler must be one of niah_single_1, .*; got 'qa1'"):
+    with pytest.raises(ValueError, match=r"a task of ruler must be one of niah_single_1, .*; got 'qa1'"):
         suite_task("ruler", "qa1", 400)
     with pytest.raises(ValueError, match="suite must be one of ruler, babilong"):
         suite_task("longbench", "qa1", 400)
