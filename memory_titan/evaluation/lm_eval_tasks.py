@@ -2,7 +2,7 @@
 
     hop_documents.jsonl   {"prompt": "... Follow 1 hop: a1f ->", "answer": " 9c2", "said": "9c2", ...}
     hop.yaml              loglikelihood: acc is the share that greedy decoding says, as `evaluate answers` counts
-    hop_generate.yaml     generate_until: exact_match of the answer written
+    hop_generate.yaml     generate_until: exact_match of what is written, as far as an answer goes
 
 Every question is asked after the true answers before it. The harness itself is not needed to write them.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from itertools import zip_longest
 from pathlib import Path
 
 from memory_titan.tasks.sample import read_samples
@@ -109,7 +110,15 @@ metric_list:
 
 
 def _pattern(answers: list[str]) -> str:
-    """What is taken for the answer: words joined as all answers are joined, else the whole line."""
+    """What of a written line is the answer, where all answers are alike: words joined alike, else the whole line.
+
+    Words as long in all answers are taken at that length: a model trained on answers alone never learned to end them.
+    """
     word = r"\w+(?:-\w+)*"
-    shapes = {word.join(map(re.escape, re.split(word, answer))) for answer in answers}
-    return rf"^\s*({shapes.pop()})" if len(shapes) == 1 else r"^\s*(.*)"
+    between = {tuple(re.split(word, answer)) for answer in answers}
+    if len(between) > 1:
+        return r"^\s*(.*)"
+    lengths = [set(map(len, words)) for words in zip(*(re.findall(word, answer) for answer in answers), strict=True)]
+    taken = [rf"[\w-]{{{each.pop()}}}" if len(each) == 1 else word for each in lengths]
+    joins = map(re.escape, between.pop())
+    return rf"^\s*({''.join(join + part for join, part in zip_longest(joins, taken, fillvalue=''))})"

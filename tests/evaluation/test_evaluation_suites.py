@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from memory_titan import MAGConfig, MemoryModel, get_memory_model
 from memory_titan.cli import main
-from memory_titan.evaluation import suites
+from memory_titan.evaluation import lm_eval_tasks, suites
 from memory_titan.evaluation.answers import evaluate
 from memory_titan.evaluation.lm_eval_tasks import write_task
 from memory_titan.evaluation.suites import evaluate_suite
@@ -173,7 +173,7 @@ def test_tasks_of_the_harness(tmp_path):
         assert text == sample.text[: answer.span[1]]
         pattern = re.compile(said["filter_list"][0]["filter"][0]["regex_pattern"])
         right = document[said["doc_to_target"]]
-        assert pattern.findall(f" {right} -> 77")[0] == right and not pattern.findall(f" {right[:5]}")
+        assert pattern.findall(f" {right}77 -> 0")[0] == right and not pattern.findall(f" {right[:5]}")
         assert len(right) < said["generation_kwargs"]["max_gen_toks"]
     with pytest.raises(ValueError, match=r"two_hops_documents\.jsonl exists; --force"):
         write_task(path, tmp_path / "new")
@@ -187,6 +187,16 @@ def test_tasks_of_the_harness(tmp_path):
     path.write_text("{}\n")
     assert run("data", "lm-eval", path, "--output", tmp_path / "other").exit_code == 2
     assert not list((tmp_path / "other").iterdir())
+
+
+def test_what_counts_as_the_answer():
+    for answers, line, taken in [
+        (["hallway", "pantry"], " hallway. And so", "hallway"),
+        (["10, 20", "30, 40"], "50, 607", "50, 60"),
+        (["a1-b2", "c3-d4"], " a1-b2-c3", "a1-b2"),
+        (["yes", "no, never"], " no, never ", "no, never "),
+    ]:
+        assert re.findall(lm_eval_tasks._pattern(answers), line) == [taken]
 
 
 @pytest.mark.skipif(has_harness, reason="lm-eval is installed")
