@@ -42,9 +42,15 @@ class MemoryLM(HFLM):
     """
 
     def __init__(self, model: MemoryModel, tokenizer: Any, batch_size: int = 8, max_length: int | None = None) -> None:
-        super().__init__(
-            pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size, max_length=max_length
-        )
+        log = logging.getLogger(HFLM.__module__)
+        before = log.level
+        log.setLevel(logging.ERROR)  # it warns of every model that is not given by name
+        try:
+            super().__init__(
+                pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size, max_length=max_length
+            )
+        finally:
+            log.setLevel(before)
         self.first = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
 
     @property

@@ -10,16 +10,16 @@
     Otto moved to the hallway.                             <- evidence
     Nadia grabbed the ladle.
 
-    Where is the hammer? Answer: hallway
-                                 ~~~~~~~
+    Where is the hammer? The hammer is in the hallway
+                                              ~~~~~~~
 
-    supports=1    Where is Otto?                           his last move; earlier ones mislead
-    supports=2    Where is the hammer?                     who took it or put it down, and where that one went
-    supports=3    Where was the hammer before the hallway? besides, where that one came from
+    supports=1    Where is Otto? Otto is in the                          his last move
+    supports=2    Where is the hammer? The hammer is in the              who had it last, and where that one went
+    supports=3    Where was the hammer before the hallway? It was in the besides, where that one came from
 
 The first three tasks of bAbI (arXiv 1502.05698) in the manner of BABILong (arXiv 2406.10149), with a world and wording
-of our own. Filler names nobody and nothing of this world. Before the evidence stands, where there is one, a sentence
-that would give another answer: the person was elsewhere, the thing was elsewhere, or was elsewhere still before.
+of our own. Filler names nobody and nothing of this world. Earlier sentences mislead: the person was elsewhere, the thing
+was elsewhere, or it was elsewhere still before.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from memory_titan.tasks.words import FIRST_NAMES
 # No word of these stands in the made-up prose.
 PLACES = ("hallway", "pantry", "garage", "bathroom", "bedroom", "office", "greenhouse", "workshop", "laundry", "stable")
 THINGS = ("hammer", "ladle", "lantern", "compass", "football", "telescope", "violin", "thermos", "stapler", "trophy")
-_MOVES = ("went to", "moved to", "walked to", "hurried to", "returned to")
+_MOVES = ("went to", "moved to", "walked to", "hurried to", "headed for")
 _TAKES = ("took", "picked up", "grabbed")
 _DROPS = ("put down", "dropped", "left")
 _TRIES = 1000
@@ -139,18 +139,20 @@ class BabiTask(TextTask):
         if self.supports == 1:
             for person, moves in world.moves.items():
                 if len(moves) > 1:  # they were elsewhere before
-                    found.append(Question(f"Where is {person}? Answer:", world.place[person], ((moves[-1], 0),)))
+                    found.append(
+                        Question(f"Where is {person}? {person} is in the", world.place[person], ((moves[-1], 0),))
+                    )
         for thing, been in world.been.items() if self.supports > 1 else ():
             names = [place for place, _ in been]
             if self.supports == 2 and len(been) > 1:
                 evidence = tuple((event, 0) for event in world.last[thing])
-                found.append(Question(f"Where is the {thing}? Answer:", names[-1], evidence))
+                found.append(Question(f"Where is the {thing}? The {thing} is in the", names[-1], evidence))
             # A place it came to once has one place before it; what was before that misleads.
             once = [i for i in range(2, len(been)) if names.count(names[i]) == 1] if self.supports == 3 else []
             if once:
                 asked = rng.choice(once)
                 evidence = tuple((event, 0) for event in been[asked][1])
-                words = f"Where was the {thing} before the {names[asked]}? Answer:"
+                words = f"Where was the {thing} before the {names[asked]}? It was in the"
                 found.append(Question(words, names[asked - 1], evidence))
         rng.shuffle(found)
         return found
@@ -185,10 +187,13 @@ def _drop(world: _World, rng: Random, person: str, thing: str) -> None:
 
 
 _EVENT = (
-    r"(?P<who>\w+) (?:(?P<goes>(?:went|moved|walked|hurried|returned) to)|(?P<takes>took|picked up|grabbed)|"
+    r"(?P<who>\w+) (?:(?P<goes>(?:went|moved|walked|hurried) to|headed for)|(?P<takes>took|picked up|grabbed)|"
     r"put down|dropped|left) the (?P<what>\w+)\."
 )
-_ASKED = r"Where (?:is (?P<who>[A-Z]\w+)|is the (?P<what>\w+)|was the (?P<which>\w+) before the (?P<to>\w+))\? Answer:"
+_ASKED = (
+    r"Where is (?P<who>[A-Z]\w+)\? (?P=who) is in the|Where is the (?P<what>\w+)\? The (?P=what) is in the|"
+    r"Where was the (?P<which>\w+) before the (?P<to>\w+)\? It was in the"
+)
 
 
 def _after(events: Sequence[str]) -> tuple[dict[str, str], dict[str, list[str]]]:

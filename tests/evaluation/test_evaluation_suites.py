@@ -205,6 +205,11 @@ def test_without_the_harness(saved):
     assert result.exit_code == 2 and "pip install 'memory-titan[lm-eval]'" in result.output
 
 
+def test_generate_takes_what_the_harness_passes(model):
+    ids = torch.randint(2, len(WORDS), (2, 30))
+    assert torch.equal(model.generate(ids, use_cache=True, max_length=33), model.generate(ids, max_length=33))
+
+
 # The harness itself.
 
 
