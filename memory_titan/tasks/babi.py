@@ -18,8 +18,8 @@
     supports=3    Where was the hammer before the hallway? It was in the besides, where that one came from
 
 The first three tasks of bAbI (arXiv 1502.05698) in the manner of BABILong (arXiv 2406.10149), with a world and wording
-of our own. Filler names nobody and nothing of this world. Earlier sentences mislead: the person was elsewhere, the thing
-was elsewhere, or it was elsewhere still before.
+of our own. Filler names nobody and nothing of this world. Earlier sentences mislead: the person was elsewhere, the
+thing was elsewhere, or it was elsewhere still before.
 """
 
 from __future__ import annotations
