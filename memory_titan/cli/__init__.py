@@ -25,8 +25,10 @@ from memory_titan.cli.bench import bench, presets_command
 from memory_titan.cli.bench_graft import bench_graft_command
 from memory_titan.cli.common import Refusal, plainly, steps
 from memory_titan.cli.data import data
+from memory_titan.cli.data_suites import babilong_data, lm_eval_data, ruler_data
 from memory_titan.cli.diagnose import diagnose
 from memory_titan.cli.evaluate_mag import code, needle
+from memory_titan.cli.evaluate_suites import babilong, lm_eval, ruler
 from memory_titan.cli.train import train
 
 _SAVE_EVERY = 500  # sentences between two savings while reading
@@ -349,6 +351,10 @@ main.add_command(diagnose)
 evaluate.add_command(answers)
 evaluate.add_command(needle)
 evaluate.add_command(code)
+for command in (ruler, babilong, lm_eval):
+    evaluate.add_command(command)
+for command in (ruler_data, babilong_data, lm_eval_data):
+    data.add_command(command)
 
 
 def _engine(model: str, path: Path, config: Any = None, quiet: bool = False) -> Any:

@@ -47,7 +47,8 @@ _COMMON = [
 ]  # fmt: skip
 
 
-def _filler(*names: str) -> list[Any]:
+def filler_options(*names: str) -> list[Any]:
+    """What fills the texts: one of these, or a file."""
     return [
         click.option("--filler", type=click.Choice(names), default="prose", show_default=True,
                      help="prose: made up; topics: Python's help; none: nothing but what is asked about."),
@@ -56,7 +57,7 @@ def _filler(*names: str) -> list[Any]:
     ]  # fmt: skip
 
 
-def _options(*more: Any) -> Callable[[Any], Any]:
+def drawing_options(*more: Any) -> Callable[[Any], Any]:
     """The common options, and more of them in front."""
 
     def decorate(command: Any) -> Any:
@@ -71,13 +72,13 @@ _NEEDLES = click.option("--needles", type=click.IntRange(1), help="Facts in the 
 
 
 @data.command("hash-hop")
-@_options(
+@drawing_options(
     _NEEDLES,
     click.option("--hops", type=click.IntRange(1, 64), default=1, show_default=True, help="Pairs a question follows."),
     click.option("--skip", is_flag=True, help="Answer with the end of the chain at once, not with every hop."),
     click.option(*both("hash_len"), type=click.IntRange(1, 64), default=6, show_default=True, help="Of a hash."),
     click.option("--alphabet", default="0123456789abcdef", show_default=True, help="What hashes are made of."),
-    *_filler("prose", "pairs", "topics", "none"),
+    *filler_options("prose", "pairs", "topics", "none"),
 )
 @plainly
 def hash_hop_command(
@@ -90,43 +91,43 @@ def hash_hop_command(
     """
     from memory_titan.tasks.hash_hop import HashHopTask
 
-    chosen = {"needles": needles or questions, "questions": questions, "filler": _chosen(filler, filler_file)}
-    _write(lambda own: HashHopTask(**chosen, **own), options)
+    chosen = {"needles": needles or questions, "questions": questions, "filler": chosen_filler(filler, filler_file)}
+    write_samples(lambda own: HashHopTask(**chosen, **own), options)
 
 
 @data.command("needle")
-@_options(
+@drawing_options(
     _NEEDLES,
     click.option("--digits", type=click.IntRange(1, 12), default=7, show_default=True, help="Of a code."),
-    *_filler("prose", "topics", "none"),
+    *filler_options("prose", "topics", "none"),
 )
 @plainly
 def needle_command(needles: int | None, questions: int, filler: str, filler_file: Path | None, **options: Any) -> None:
     """A needle in a haystack: "The secret code of Ida Marlow is 5903317." What is the secret code of Ida Marlow?"""
     from memory_titan.tasks.needle import NeedleTask
 
-    chosen = {"needles": needles or questions, "questions": questions, "filler": _chosen(filler, filler_file)}
-    _write(lambda own: NeedleTask(**chosen, **own), options)
+    chosen = {"needles": needles or questions, "questions": questions, "filler": chosen_filler(filler, filler_file)}
+    write_samples(lambda own: NeedleTask(**chosen, **own), options)
 
 
 @data.command("dependency")
-@_options(
+@drawing_options(
     click.option("--hops", type=click.IntRange(2, 4), default=2, show_default=True, help="Facts to join."),
     click.option("--chains", type=click.IntRange(2), default=4, show_default=True, help="Chains of the same form."),
     click.option("--form", type=click.Choice(["reaches", "responsible", "mixed", "chain"]), default="mixed",
                  show_default=True, help="reaches: yes or no; responsible: which team; mixed: either; chain: a name."),
-    *_filler("prose", "topics", "none"),
+    *filler_options("prose", "topics", "none"),
 )  # fmt: skip
 @plainly
 def dependency_command(filler: str, filler_file: Path | None, **options: Any) -> None:
     """Modules that depend on modules, told in shuffled order: does one reach another, or whose team has to mend it?"""
     from memory_titan.tasks.dependency import DependencyTask
 
-    _write(lambda own: DependencyTask(filler=_chosen(filler, filler_file), **own), options)
+    write_samples(lambda own: DependencyTask(filler=chosen_filler(filler, filler_file), **own), options)
 
 
 @data.command("code-retrieval")
-@_options(
+@drawing_options(
     click.option("--synthetic", is_flag=True, help="Made-up modules instead of real ones."),
     click.option("--source", type=click.Path(path_type=Path), metavar="DIR",
                  help="A tree of Python files.  [default: the running Python's standard library]"),
@@ -148,13 +149,13 @@ def code_retrieval_command(synthetic: bool, source: Path | None, split: str, kin
         refused = [name for name in ("source", "split") if given(name) == click.core.ParameterSource.COMMANDLINE]
         if refused:
             raise Refusal(f"--{refused[0]} is for real files; leave it out, or --synthetic")
-        _write(lambda own: CodeRetrievalTask(kind=kind, **own), options)
+        write_samples(lambda own: CodeRetrievalTask(kind=kind, **own), options)
         return
     if kind != "mixed":
         raise Refusal("--kind is for --synthetic")
     from memory_titan.tasks.code_source import read_corpus
 
-    _write(lambda own: SourceRetrievalTask(read_corpus(source, split), **own), options)
+    write_samples(lambda own: SourceRetrievalTask(read_corpus(source, split), **own), options)
 
 
 @data.command("check")
@@ -212,7 +213,8 @@ def _words(sample: Any) -> list[str]:
     return [sample.cut(answer.span).strip() for answer in sample.answers]
 
 
-def _chosen(filler: str, file: Path | None) -> Any:
+def chosen_filler(filler: str, file: Path | None) -> Any:
+    """What `filler_options` were given as a task takes it."""
     from memory_titan.tasks.filler import read_passages
 
     return filler if file is None else read_passages(file)
@@ -242,7 +244,7 @@ def _ruler(name: str) -> Ruler:
     return HuggingFace(tokenizer, name if name == DEFAULT_MODEL else Path(name).name)
 
 
-def _write(make: Callable[[dict[str, Any]], TextTask], options: dict[str, Any]) -> None:
+def write_samples(make: Callable[[dict[str, Any]], TextTask], options: dict[str, Any]) -> None:
     """Draw a task's samples into a file.
 
     Args:

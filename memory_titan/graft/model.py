@@ -156,6 +156,7 @@ class MemoryModel(nn.Module):
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
+        options.pop("use_cache", None)  # a session is one; there is no other way
         session = self.new_session(input_ids.shape[0]) if memory is None else memory
         self.read(input_ids[:, :-1], session, attention_mask[:, :-1])
         defaults = options.get("generation_config") or self.base_model.generation_config

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from memory_titan.tasks import code_retrieval, dependency, hash_hop, needle
+from memory_titan.tasks import babi, code_retrieval, common_words, dependency, hash_hop, needle, variables
 from memory_titan.tasks.ruler import Ruler
 from memory_titan.tasks.sample import Sample
 
@@ -13,6 +13,9 @@ CHECKS: dict[str, Callable[[Sample, Ruler | None], list[str]]] = {
     "needle": needle.check,
     "dependency": dependency.check,
     "code-retrieval": code_retrieval.check,
+    "variables": variables.check,
+    "common-words": common_words.check,
+    "babi": babi.check,
 }
 
 

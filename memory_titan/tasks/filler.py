@@ -2,6 +2,7 @@
 
     prose     The innkeeper was tired, and the fog stayed under the chestnut trees. Her cousin sold the tea cups ...
     topics    The "for" statement is used to iterate over the elements of a sequence ...
+    noise     The rain is wet. The sand is dry. The lamp is lit. Up we go. Down we come. The rain is wet. The sand ...
 
 Prose is made from templates and the same on every machine; topics are the paragraphs of Python's own help that hold no
 digit, real prose, and differ between versions of Python. A file's paragraphs serve as well.
@@ -13,12 +14,14 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import repeat
 from pathlib import Path
 from random import Random
 
 from memory_titan.tasks.words import words
 
-FILLERS = ("prose", "topics", "none")
+FILLERS = ("prose", "topics", "noise", "none")
+_NOISE = "The rain is wet. The sand is dry. The lamp is lit. Up we go. Down we come.\n"
 
 _FIELDS = {
     "who": words("people"), "did": words("deeds"), "what": words("objects"), "where": words("places"),
@@ -112,6 +115,8 @@ def lines(filler: Filler, rng: Random, forbidden: Iterable[str] = ()) -> Iterato
         return python_topics().lines(rng, frozenset(forbidden))
     if filler == "prose":
         return prose(rng)
+    if filler == "noise":
+        return repeat(_NOISE)
     if filler == "none":
         return iter(())
     raise ValueError(f"filler must be one of {', '.join(FILLERS)}, or passages; got {filler!r}")

@@ -50,7 +50,7 @@ class Answer:
 class Sample:
     """A text, its answers in order, and how it was made."""
 
-    task: str  # "hash-hop", "needle", "dependency", "code-retrieval"
+    task: str  # "hash-hop", "needle", ...: a name of `checks.CHECKS`
     text: str
     answers: tuple[Answer, ...]
     length: int  # tokens of the whole text, nothing added in front or behind

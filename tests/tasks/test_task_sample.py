@@ -95,7 +95,7 @@ def test_a_file_is_read_line_by_line(tmp_path):
     with pytest.raises(SampleError, match="is empty"):
         next(read_samples(path))
     assert check(Sample(**{**vars(sample), "task": "riddle"})) == [
-        "task must be one of hash-hop, needle, dependency, code-retrieval; got 'riddle'"
+        "task must be one of hash-hop, needle, dependency, code-retrieval, variables, common-words, babi; got 'riddle'"
     ]
 
 
