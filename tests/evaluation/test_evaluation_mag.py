@@ -99,7 +99,7 @@ class Rigged:
     def new_session(self, rows: int):
         return SimpleNamespace(read=torch.zeros(rows, 0, dtype=torch.long))
 
-    def hidden(self, ids, mask, session):
+    def hidden(self, ids, mask, session, lower=None):
         """`[B, T, 1]`: the token it will say, as it is."""
         session.read = torch.cat([session.read, ids], 1)
         end = session.read.shape[1]
