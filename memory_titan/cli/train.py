@@ -71,8 +71,8 @@ def parse_layers(text: str) -> Any:
 )
 @click.option(
     "--prose",
-    type=click.Path(path_type=Path),
-    help="A text file to read as well: there is nothing to answer in it, and gates should stay shut.",
+    metavar="FILE",
+    help='Text to read as well, in which nothing is asked and gates should stay shut; "topics": Python\'s help.',
 )
 @click.option(
     *both("prose_share"),

@@ -130,11 +130,11 @@ def load_examples(
     return found
 
 
-def load_prose(path: Path, tokenizer: Any, length: int, number: int) -> list[Example]:
+def load_prose(source: str | Path, tokenizer: Any, length: int, number: int) -> list[Example]:
     """Pieces of a text in which nothing is asked, evenly over it.
 
     Args:
-        path: UTF-8 text.
+        source: a UTF-8 file, or "topics": the first half of the running Python's help on its language.
         tokenizer: of Hugging Face.
         length: tokens of a piece.
         number: of pieces, at most.
@@ -143,13 +143,22 @@ def load_prose(path: Path, tokenizer: Any, length: int, number: int) -> list[Exa
         SampleError: the text is shorter than one piece.
     """
     first = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    ids = tokenizer(path.read_text("utf-8"), add_special_tokens=False, verbose=False)["input_ids"]
-    size = length - len(first)
+    text = first_half_of_topics() if str(source) == "topics" else Path(source).read_text("utf-8")
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    size, name = length - len(first), Path(source).name
     if len(ids) < size:
-        raise SampleError(f"{path} has {len(ids)} tokens; a piece has {size}")
+        raise SampleError(f"{source} has {len(ids)} tokens; a piece has {size}")
     number = min(number, len(ids) // size)
     begins = [round(i * (len(ids) - size) / max(1, number - 1)) for i in range(number)]
-    return [Example(torch.tensor(first + ids[b : b + size]), (), (), (), f"{path.name}, token {b}") for b in begins]
+    return [Example(torch.tensor(first + ids[b : b + size]), (), (), (), f"{name}, token {b}") for b in begins]
+
+
+def first_half_of_topics() -> str:
+    """Of Python's help. `evaluation.prose` measures perplexity on the second half."""
+    from pydoc_data.topics import topics
+
+    text = "\n\n".join(topics[name] for name in sorted(topics))
+    return text[: len(text) // 2]
 
 
 def collate(examples: Sequence[Example]) -> Batch:

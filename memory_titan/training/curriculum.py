@@ -156,7 +156,7 @@ def run(
         folder = output / phase.name
         if phase.name not in done:
             examples, tests = _data(curriculum, phase, number, tokenizer, output, seed)
-            prose = _prose(curriculum, tokenizer, examples, output)
+            prose = _prose(curriculum, tokenizer, examples)
             if model is None:
                 model = _start(curriculum, base_model, before, examples, seed)
             elif before is not None:
@@ -214,23 +214,10 @@ def _data(
     return found[0], found[1]
 
 
-def _prose(curriculum: Curriculum, tokenizer: Any, examples: list[Example], output: Path) -> list[Example]:
+def _prose(curriculum: Curriculum, tokenizer: Any, examples: list[Example]) -> list[Example]:
     """Texts in which nothing is asked, as many as the share says."""
     if curriculum.prose is None or not curriculum.prose_share:
         return []
-    path = Path(curriculum.prose)
-    if curriculum.prose == "topics":
-        path = output / "data" / "prose.txt"
-        if not path.exists():
-            path.write_text(first_half_of_topics(), "utf-8")
     length = sorted(len(example.ids) for example in examples)[len(examples) // 2]
     number = round(len(examples) * curriculum.prose_share / (1 - curriculum.prose_share))
-    return load_prose(path, tokenizer, length, number)
-
-
-def first_half_of_topics() -> str:
-    """Of Python's help on its language. `evaluation.prose` measures perplexity on the second half."""
-    from pydoc_data.topics import topics
-
-    text = "\n\n".join(topics[name] for name in sorted(topics))
-    return text[: len(text) // 2]
+    return load_prose(curriculum.prose, tokenizer, length, number)

@@ -1,6 +1,6 @@
 #!/bin/sh
 # A first graft on SmolLM2-135M: six pairs of hashes among prose, asked for beyond a window of 16 tokens.
-# A quarter of an hour on two cores. Usage: runs/hash_hop.sh [FOLDER]
+# A quarter of an hour on two cores. Usage: runs/first_graft.sh [FOLDER]
 set -eu
 folder=${1:-reports/hash_hop}
 run=${MEMORY_TITAN:-memory-titan}
