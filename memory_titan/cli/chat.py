@@ -1,0 +1,88 @@
+"""`memory-titan chat`: a conversation in the terminal with a grafted model, whose session is the memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from memory_titan.cli.common import plainly
+
+_HELP = "/new forgets everything; /save FILE and /load FILE keep a session; /off and /on switch the memory; /bye ends."
+
+
+@click.command("chat")
+@click.option("--adapter", required=True, type=click.Path(path_type=Path), help="Folder of a trained graft.")
+@click.option("--model", default="smollm2", show_default=True, metavar="NAME", help="Its base model.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
+@click.option(
+    "--session", "path", type=click.Path(path_type=Path), help="Go on with this session; it is saved at the end."
+)
+@click.option("--max_new_tokens", "--max-new-tokens", type=click.IntRange(1), default=200, show_default=True)
+@click.option("--raw", is_flag=True, help="Continue what is typed, without the model's chat format.")
+@plainly
+def chat(adapter: Path, model: str, dtype: str, path: Path | None, max_new_tokens: int, raw: bool) -> None:
+    """Talk to a grafted model. Attention sees the graft's window; what lies further back, its memory alone knows.
+
+    /new forgets everything; /save FILE and /load FILE keep a session; /off and /on switch the memory; /bye ends.
+    """
+    import torch
+    from transformers import TextStreamer
+
+    from memory_titan.cli.answers import checkpoint_folder
+    from memory_titan.graft.model import MemoryModel
+    from memory_titan.hybrid.frozen import load_frozen
+
+    frozen = load_frozen(model)
+    frozen.model.to(getattr(torch, dtype))
+    graft = MemoryModel.from_pretrained(frozen.model, checkpoint_folder(str(adapter)))
+    session = graft.load_session(str(path)) if path is not None and path.exists() else graft.new_session()
+    streamer: Any = TextStreamer(frozen.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    click.echo(_HELP, err=True)
+    memory = True
+    while True:
+        try:
+            line = input("> ").strip()
+        except EOFError:
+            break
+        command, _, file = line.partition(" ")
+        if command == "/bye":
+            break
+        if command == "/new":
+            session = graft.new_session()
+        elif command in ("/on", "/off"):
+            memory = command == "/on"
+        elif command == "/save" and file:
+            session.save(file)
+        elif command == "/load" and file:
+            try:
+                session = graft.load_session(file)
+            except (OSError, ValueError) as error:
+                click.echo(str(error), err=True)
+        elif line.startswith("/"):
+            click.echo(_HELP, err=True)
+        elif line:
+            ids = _turn(frozen, line, raw, session.columns == 0)
+            options = {"max_new_tokens": max_new_tokens, "do_sample": False, "streamer": streamer}
+            if memory:
+                graft.generate(ids, memory=session, **options)
+            else:
+                with graft.disable_memory(keep_window=True):
+                    graft.generate(ids, memory=session.copy(), **options)
+    if path is not None:
+        session.save(path)
+
+
+def _turn(frozen: Any, line: str, raw: bool, first: bool) -> Any:
+    """What a turn adds to the session, `[1, T]`."""
+    import torch
+
+    if raw:
+        ids = [frozen.first_token] * first + frozen.encode(line)
+    elif first:
+        ids = frozen.encode(frozen.chat([{"role": "user", "content": line}]))
+    else:  # the answer's end was read, or was cut off by its length: one end more does no harm
+        before, after = frozen.user_turn
+        ids = before[1:] + frozen.encode(line) + after
+    return torch.tensor([ids], device=frozen.device)
