@@ -125,6 +125,12 @@ def parse_layers(text: str) -> Any:
 @click.option(*both("n_persistent_tokens"), type=click.IntRange(0), help="[default: 16]")
 @click.option(*both("chunk_size"), type=click.IntRange(1), help="Of the memory.  [default: 64]")
 @click.option(*both("gate_bias"), type=float, help="How far gates lean to attention.  [default: -2]")
+@click.option(
+    "--query_refinement/--no_query_refinement",
+    "--query-refinement/--no-query-refinement",
+    default=None,
+    help="Whether a query knows what the memory below has answered.  [default: yes]",
+)
 @click.option("--expansion", type=click.IntRange(1), help="Of the memory's hidden layers.  [default: 4]")
 @click.option("--memory", "memory_options", metavar="JSON", help="Further options of the memory, a JSON object.")
 @plainly

@@ -98,6 +98,7 @@ class MemoryBranch(nn.Module):
         self.key = None if frozen else nn.Linear(hidden, dim)
         self.value = None if frozen else nn.Linear(hidden, dim)
         self.out = None if frozen else nn.Linear(dim, hidden, bias=False)
+        self.context = config.context
         self._start_as_induction(config.context)
         self.gate = nn.Linear(hidden, 1)
         nn.init.zeros_(self.gate.weight)

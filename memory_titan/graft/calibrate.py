@@ -8,6 +8,9 @@ a little text `calibrate` takes mean and covariance of what each grafted attenti
 
 R a random rotation, so that every head gets a part of everything: white keys, and an answer that is a state (or, with
 tokens for values, an embedding) again, with s as long as the residual that it is added to.
+
+Where keys and values are of tokens, the refinement of a query starts as the next hop: what the memory below answered, a
+token, is asked for as if it had stood in the text.
 """
 
 from __future__ import annotations
@@ -136,3 +139,10 @@ def _whiten(
             layer.weight.copy_(white)
             layer.bias.copy_(-white @ moments.mean)
     out.weight.copy_(back * (residual / length))
+    if branch.query.refine is not None and branch.keys_of_tokens and branch.values_of_tokens:
+        # At any place of the key, which is the sum of what its places say: the signs that bind a token to each of them,
+        # added up, and as strong as all of them together, for the places of the text before still speak for the first
+        # hop. The norm in front of the refinement makes the answer sqrt(n) long.
+        places = max(1, branch.context)
+        signs = branch.memory.conv.weight[: len(query.weight), 0].flip(-1)[:, :places].sum(-1, keepdim=True)
+        branch.query.refine.weight.copy_(places * signs * query.weight * (length / told.mean.numel() ** 0.5))

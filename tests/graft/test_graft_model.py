@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import pytest
 import torch
-from transformers import BertConfig, BertLMHeadModel, DynamicCache, StaticCache
+from transformers import BertConfig, BertLMHeadModel, DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
 
-from grafts import ARCHITECTURES, bare, graft, ids, loud, same
+from grafts import ARCHITECTURES, SIZES, VOCABULARY, bare, graft, ids, loud, same
 from memory_titan import MAGConfig, MemoryModel, Qwen3MAGConfig, get_memory_model, patch_qwen3_with_mag
 from memory_titan.graft.calibrate import calibrate
 from memory_titan.memory.files import MemoryFileError
@@ -75,6 +76,42 @@ def test_calibrated_with_frozen_projections():
     assert model.branches["1"].memory.conv.bias[:32].abs().max() > 0
     assert not model.branches["1"].memory.conv.bias[64:].any()
     same(model(ids()).logits, bare()(ids()).logits, 1e-5)
+
+
+def _chains(seed):
+    """Facts `2 a 3 b` and `2 b 3 c` of four chains, shuffled, then `2 a 3` of the first chain; and that chain."""
+    generator = torch.Generator().manual_seed(seed)
+    names = (torch.randperm(VOCABULARY - 4, generator=generator) + 4).tolist()
+    chains = [names[3 * i : 3 * i + 3] for i in range(4)]
+    facts = [(2, a, 3, b) for chain in chains for a, b in pairwise(chain)]
+    order = torch.randperm(len(facts), generator=generator).tolist()
+    return torch.tensor([[token for i in order for token in facts[i]] + [2, chains[0][0], 3]]), chains[0]
+
+
+@pytest.mark.parametrize("refined", [True, False])
+def test_an_untrained_graft_takes_two_hops_in_two_layers(refined):
+    """The first memory answers b and, knowing that, the second c."""
+    torch.manual_seed(0)
+    wide = LlamaForCausalLM(LlamaConfig(**{**SIZES, "hidden_size": 256}))
+    config = MAGConfig(
+        layers=[0, 2], source="tokens", ngram=3, memory_layers=1, memory_dim=512, memory_heads=1,
+        n_persistent_tokens=0, memory={"algorithm": "descent", "retention": "none"}, query_refinement=refined,
+    )  # fmt: skip
+    model, answers = get_memory_model(wide, config), []
+    calibrate(model, [_chains(seed)[0] for seed in range(100, 140)])
+    for branch in model.branches.values():
+        branch.register_forward_hook(lambda module, args, out: answers.append(out[1][0, -1].detach()))
+    embeddings = model.get_input_embeddings().weight.detach()
+    embeddings = torch.nn.functional.normalize(embeddings[4:] - embeddings[4:].mean(0), dim=-1)
+    right = torch.zeros(3)
+    for seed in range(20):
+        text, (_, first, second) = _chains(seed)
+        answers.clear()
+        model(text)
+        told = [4 + int((embeddings @ answer).argmax()) for answer in answers]
+        right += torch.tensor([told[0] == first, told[1] == first, told[1] == second]) / 20
+    assert right[0] > 0.9
+    assert (right[2] > 0.3 and right[1] < 0.3) if refined else right[1] > 0.9  # chance: 1 in 57
 
 
 def test_from_shut_gates_training_gets_away():
