@@ -84,7 +84,9 @@ _LENGTHS, _DEPTHS = _numbers(int, 1, math.inf), _numbers(float, 0, 1)
 @click.option("--alphabet", help="hash-hop: what hashes are made of.")
 @click.option("--digits", type=click.IntRange(1, 12), help="needle: of a code.")
 @click.option("--chains", type=click.IntRange(2), help="dependency: chains of the same form.")
-@click.option("--form", type=click.Choice(["reaches", "responsible", "mixed", "chain"]), help="dependency: what is asked.")
+@click.option(
+    "--form", type=click.Choice(["reaches", "responsible", "mixed", "chain"]), help="dependency: what is asked."
+)
 @click.option("--filler", type=click.Choice(["prose", "pairs", "topics", "none"]), help="Between the facts.")
 @click.option(
     *both("filler_file"),

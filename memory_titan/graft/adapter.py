@@ -58,11 +58,13 @@ def session_fingerprint(path: str) -> dict[str, Any]:
     return dict(load_tensors(path, "cpu")[1].get("graft") or {})
 
 
-def save(model: MemoryModel, folder: str) -> None:
+def save(model: MemoryModel, folder: str, dtype: torch.dtype | None = None) -> None:
     """Write the graft. Existing files of it are replaced, the weights first."""
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     tensors = {name: x.detach().cpu().contiguous() for name, x in model.branches.state_dict().items()}
+    if dtype is not None:
+        tensors = {name: x.to(dtype) if x.is_floating_point() else x for name, x in tensors.items()}
     save_file(tensors, path / WEIGHTS, metadata={"format": "pt"})
     text = {
         "format": "memory-titan graft",

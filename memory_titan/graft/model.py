@@ -231,9 +231,14 @@ class MemoryModel(nn.Module):
         trainable, total = self.count_trainable_parameters(), sum(p.numel() for p in self.parameters())
         print(f"trainable: {trainable:,} of {total:,} parameters ({100 * trainable / total:.2f}%)")  # noqa: T201
 
-    def save_pretrained(self, folder: str) -> None:
-        """Write the graft alone: adapter_config.json and adapter_model.safetensors."""
-        adapter.save(self, folder)
+    def save_pretrained(self, folder: str, dtype: torch.dtype | None = None) -> None:
+        """Write the graft alone: adapter_config.json and adapter_model.safetensors.
+
+        Args:
+            folder: made if need be.
+            dtype: of the weights in the file; None: as they are, float32. bfloat16 halves it.
+        """
+        adapter.save(self, folder, dtype)
 
     @classmethod
     def from_pretrained(cls, base_model: Any, folder: str, **changes: Any) -> MemoryModel:

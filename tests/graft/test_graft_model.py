@@ -157,6 +157,18 @@ def test_gradient_checkpointing(kind):
         model(ids(), memory=model.new_session(2))
 
 
+def test_half_the_file(tmp_path):
+    model = loud(window=6)
+    model.save_pretrained(tmp_path / "whole")
+    model.save_pretrained(tmp_path / "half", dtype=torch.bfloat16)
+    sizes = [(tmp_path / name / "adapter_model.safetensors").stat().st_size for name in ("half", "whole")]
+    assert sizes[0] < 0.6 * sizes[1]
+    loaded = MemoryModel.from_pretrained(bare(), tmp_path / "half")
+    for name, p in loaded.branches.named_parameters():
+        assert p.dtype == torch.float32
+        same(p, model.branches.get_parameter(name), 1e-2)
+
+
 @each
 @pytest.mark.parametrize("source", ["learned", "frozen", "tokens"])
 def test_saved_and_loaded(kind, source, tmp_path):
