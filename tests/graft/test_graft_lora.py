@@ -237,12 +237,14 @@ def test_a_run_goes_on_exactly(tmp_path):
 
 
 def test_dropout_is_for_training_alone():
-    model = adapted(lora={**LORA, "lora_dropout": 0.5})
-    tokens = ids()
-    for one in (model, get_memory_model(model.unload(), MAGConfig(lora=model.graft_config.lora))):
-        assert torch.equal(one(tokens).logits, one(tokens).logits)
-    model = adapted(lora={**LORA, "lora_dropout": 0.5}).train()
+    model, tokens = get_memory_model(bare(), MAGConfig(lora={**LORA, "lora_dropout": 0.5})), ids()
+    for name, parameter in model.lora.parameters().items():
+        parameter.data.fill_(0.1 if "lora_B" in name else parameter.data.mean())
+    assert torch.equal(model(tokens).logits, model(tokens).logits)  # as made
+    model.train()
     assert not torch.equal(model(tokens).logits, model(tokens).logits)
+    model.eval()
+    assert torch.equal(model(tokens).logits, model(tokens).logits)
 
 
 @pytest.mark.parametrize(
