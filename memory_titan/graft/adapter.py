@@ -73,10 +73,12 @@ def put(model: MemoryModel, tensors: dict[str, Tensor]) -> None:
     """
     own = weights(model)
     wrong = sorted(own.keys() ^ tensors.keys())
-    wrong += [name for name in own.keys() & tensors.keys() if own[name].shape != tensors[name].shape]
+    wrong += [name for name, x in own.items() if name in tensors and tensors[name].shape != x.shape]
     if wrong:
         raise ValueError(f"weights and configuration do not belong together ({wrong[0]}, ...)")
-    for name, x in own.items():
+    lora = {name: own[name] for name in own if name.startswith("lora.")}
+    model.branches.load_state_dict({name: x for name, x in tensors.items() if name not in lora})
+    for name, x in lora.items():
         x.copy_(tensors[name])
 
 

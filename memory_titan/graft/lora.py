@@ -96,7 +96,7 @@ class Lora:
         if bad := [layer for layer in given["layers_to_transform"] if not 0 <= layer < count]:
             raise ValueError(f"the model has layers 0 to {count - 1}; layers_to_transform asks for {bad}")
         transposed = any(isinstance(module, Conv1D) for module in base_model.modules())  # GPT-2's linear layers
-        self._base = base_model
+        self._base: Any = base_model
         self.layers: dict[str, Any] = {}
         self.on = True
         try:
