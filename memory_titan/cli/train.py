@@ -132,6 +132,9 @@ def parse_layers(text: str) -> Any:
     help="Whether a query knows what the memory below has answered.  [default: yes]",
 )
 @click.option("--expansion", type=click.IntRange(1), help="Of the memory's hidden layers.  [default: 4]")
+@click.option(
+    "--lora", type=click.IntRange(1), metavar="RANK", help="Train a LoRA of the frozen model too; see the docs."
+)
 @click.option("--memory", "memory_options", metavar="JSON", help="Further options of the memory, a JSON object.")
 @plainly
 def mag(**options: Any) -> None:
@@ -167,6 +170,8 @@ def mag(**options: Any) -> None:
     chosen = {f.name: options[f.name] for f in fields(MAGConfig) if options.get(f.name) is not None}
     if "layers" in chosen:
         chosen["layers"] = parse_layers(chosen["layers"])
+    if options["lora"] is not None:
+        chosen["lora"] = {"r": options["lora"], "lora_alpha": options["lora"]}
     if options["memory_options"]:
         try:
             chosen["memory"] = json.loads(options["memory_options"])
@@ -192,10 +197,10 @@ def mag(**options: Any) -> None:
     if options["dtype"] == "bfloat16":
         frozen.model.bfloat16()
     start = resume or options["resume_from"]
+    torch.manual_seed(config.seed)
     if start is not None:
         model = MemoryModel.from_pretrained(frozen.model, str(start), **chosen)
     else:
-        torch.manual_seed(config.seed)
         model = get_memory_model(frozen.model, MAGConfig(**chosen))
         if options["calibrate"]:
             calibrate(model, [example.ids[None] for example in examples[-options["calibrate"] :]], config.seed)

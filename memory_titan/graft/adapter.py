@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from memory_titan.graft import config as configs
 from memory_titan.graft.config import FORMAT_VERSION, MAGConfig
@@ -58,11 +59,34 @@ def session_fingerprint(path: str) -> dict[str, Any]:
     return dict(load_tensors(path, "cpu")[1].get("graft") or {})
 
 
+def weights(model: MemoryModel) -> dict[str, Tensor]:
+    """All that is saved, not copied and without gradients: the branches', and the LoRA's under `lora.`."""
+    lora = {} if model.lora is None else model.lora.parameters()
+    return {**model.branches.state_dict(), **{f"lora.{name}": x.detach() for name, x in lora.items()}}
+
+
+def put(model: MemoryModel, tensors: dict[str, Tensor]) -> None:
+    """Set all of `weights`.
+
+    Raises:
+        ValueError: names or shapes differ; nothing was set.
+    """
+    own = weights(model)
+    wrong = sorted(own.keys() ^ tensors.keys())
+    wrong += [name for name, x in own.items() if name in tensors and tensors[name].shape != x.shape]
+    if wrong:
+        raise ValueError(f"weights and configuration do not belong together ({wrong[0]}, ...)")
+    lora = {name: own[name] for name in own if name.startswith("lora.")}
+    model.branches.load_state_dict({name: x for name, x in tensors.items() if name not in lora})
+    for name, x in lora.items():
+        x.copy_(tensors[name])
+
+
 def save(model: MemoryModel, folder: str, dtype: torch.dtype | None = None) -> None:
     """Write the graft. Existing files of it are replaced, the weights first."""
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
-    tensors = {name: x.detach().cpu().contiguous() for name, x in model.branches.state_dict().items()}
+    tensors = {name: x.cpu().contiguous() for name, x in weights(model).items()}
     if dtype is not None:
         tensors = {name: x.to(dtype) if x.is_floating_point() else x for name, x in tensors.items()}
     save_file(tensors, path / WEIGHTS, metadata={"format": "pt"})
@@ -98,10 +122,12 @@ def load(cls: type[MemoryModel], base_model: Any, folder: str, changes: dict[str
             tensors = load_file(path / WEIGHTS)
         except Exception as error:  # safetensors has an error class of its own
             raise MemoryFileError(f"{path / WEIGHTS} is damaged: {error}") from error
-        wrong = model.branches.load_state_dict(tensors, strict=False)
-        if wrong.missing_keys or wrong.unexpected_keys:
-            names = [*wrong.missing_keys, *wrong.unexpected_keys]
-            raise ValueError(f"{folder}: weights and configuration do not belong together ({names[0]}, ...)")
+        if text["config"].get("lora") is None:  # one that is new starts as it is made
+            tensors |= {name: x for name, x in weights(model).items() if name.startswith("lora.")}
+        try:
+            put(model, tensors)
+        except ValueError as error:
+            raise ValueError(f"{folder}: {error}") from error
     except BaseException:
         model.unload()
         raise

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
+from memory_titan.graft.lora import checked
 from memory_titan.memory.neural.config import NeuralMemoryConfig
 
 FORMAT_VERSION = 1
@@ -41,6 +42,7 @@ class MAGConfig:
     gate: Literal["hard", "sigmoid"] = "hard"  # "sigmoid": g may be slightly negative
     gate_bias: float = -2.0  # b above: how far the gate leans to attention; it opens at about w h = -b
     memory: dict[str, Any] = field(default_factory=dict)  # other fields of `NeuralMemoryConfig`
+    lora: dict[str, Any] | None = None  # fields of `peft.LoraConfig`, of a LoRA on the frozen model; None: no LoRA
 
     def __post_init__(self) -> None:
         if self.layers != "all":
@@ -70,6 +72,8 @@ class MAGConfig:
         known = {f.name for f in fields(NeuralMemoryConfig)}
         if unknown := sorted(set(self.memory) - known):
             raise ValueError(f"memory has no option {', '.join(unknown)}; it has those of NeuralMemoryConfig")
+        if self.lora is not None:
+            self.lora = checked(self.lora)
 
     @property
     def conv_size(self) -> int:

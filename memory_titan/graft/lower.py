@@ -1,7 +1,7 @@
 """The frozen layers below the first memory, computed once: training reads their output instead of running them again.
 
-What enters the first grafted layer depends on the text, the frozen weights and the window alone. `lower_states` has it;
-`model.hidden(..., lower=states)` starts there, inside `with skipping(model)`.
+What enters the first grafted layer depends on the text, the frozen weights and the window alone, unless a LoRA changes
+the layers below. `lower_states` has it; `model.hidden(..., lower=states)` starts there, inside `with skipping(model)`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,28 @@ from memory_titan.graft.model import MemoryModel
 from memory_titan.graft.session import CALL
 
 
+def check_lower(model: MemoryModel) -> None:
+    """Refuse a model whose lower layers are trained.
+
+    Raises:
+        ValueError: its LoRA is below the first grafted layer.
+    """
+    first = model.graft.layers[0]
+    if model.lora is not None and model.lora.lowest < first:
+        raise ValueError(
+            f"the LoRA changes layer {model.lora.lowest}, so what enters layer {first}, the first with a memory, can"
+            f"not be computed once and kept; with layers_to_transform from {first} up, the default, it can"
+        )
+
+
 @contextmanager
 def skipping(model: MemoryModel) -> Iterator[None]:
-    """Within, `model.hidden` takes `lower`; without it the model computes as ever. One thread at a time."""
+    """Within, `model.hidden` takes `lower`; without it the model computes as ever. One thread at a time.
+
+    Raises:
+        ValueError: see `check_lower`.
+    """
+    check_lower(model)
     layers = model.graft.decoder.get_submodule(model.graft.architecture.layers)
     first = model.graft.layers[0]
     below = list(layers)[:first]
@@ -58,7 +77,11 @@ def lower_states(model: MemoryModel, ids: Tensor, mask: Tensor | None = None) ->
 
     Returns:
         `[B, T, hidden]`.
+
+    Raises:
+        ValueError: see `check_lower`.
     """
+    check_lower(model)
     graft, size = model.graft, model.graft_config.segment
     first = graft.decoder.get_submodule(graft.architecture.layers)[graft.layers[0]]
     found: list[Tensor] = []

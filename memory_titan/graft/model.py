@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from memory_titan.graft import adapter
 from memory_titan.graft.config import MAGConfig
 from memory_titan.graft.hooks import LOWER, Graft
+from memory_titan.graft.lora import Lora
 from memory_titan.graft.session import MemorySession, SessionState
 
 
@@ -28,7 +29,7 @@ class MemoryModel(nn.Module):
 
     Args:
         base_model: a Hugging Face causal LM of one of `ARCHITECTURES`. Its weights are frozen, and it is put into eval
-            mode and stays there.
+            mode and stays there. With a LoRA, PEFT's layers stand in the places of some projections.
         config: of the graft.
     """
 
@@ -37,7 +38,15 @@ class MemoryModel(nn.Module):
         self.base_model, self.graft_config = base_model, config
         self.graft = Graft(base_model, config, lambda: adapter.fingerprint(self))
         self.branches = self.graft.branches
-        base_model.requires_grad_(False).eval()
+        base_model.requires_grad_(False)
+        self.lora: Lora | None = None
+        if config.lora is not None:
+            try:
+                self.lora = Lora(base_model, self.graft.architecture, config.lora, self.graft.layers[0])
+            except BaseException:
+                self.graft.remove()
+                raise
+        base_model.eval()
 
     # Calling.
 
@@ -202,24 +211,32 @@ class MemoryModel(nn.Module):
 
     @contextmanager
     def disable_memory(self, keep_window: bool = False) -> Iterator[MemoryModel]:
-        """The bare model within; with `keep_window` its attention still sees no further than the graft's window."""
-        graft = self.graft
-        before = graft.with_memory, graft.with_window
+        """The bare model within, its LoRA off too; with `keep_window` its attention has the graft's window still."""
+        graft, lora = self.graft, self.lora
+        before, adapted = (graft.with_memory, graft.with_window), lora is not None and lora.on
         graft.with_memory, graft.with_window = False, keep_window
         try:
+            if lora is not None:
+                lora.enable(False)
             yield self
         finally:
             graft.with_memory, graft.with_window = before
+            if lora is not None:
+                lora.enable(adapted)
 
     def unload(self) -> Any:
         """Take the graft off for good; returns the bare model, which is as it was, frozen."""
         self.graft.remove()
+        if self.lora is not None:
+            self.lora.remove()
         return self.base_model
 
     def train(self, mode: bool = True) -> MemoryModel:
-        """The graft's mode; the frozen model stays in eval mode, without dropout."""
+        """The graft's mode; the frozen model stays in eval mode, without dropout but the LoRA's own."""
         super().train(mode)
         self.base_model.eval()
+        if self.lora is not None:
+            self.lora.train(mode)
         return self
 
     def count_trainable_parameters(self) -> int:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from memory_titan.graft.adapter import WEIGHTS
+from memory_titan.graft.adapter import WEIGHTS, put
 from memory_titan.graft.model import MemoryModel
 
 TRAINER, PROGRESS = "trainer.pt", "progress.json"
@@ -72,7 +72,7 @@ def load_weights(folder: Path, model: MemoryModel) -> None:
     """
     path = folder / WEIGHTS
     try:
-        model.branches.load_state_dict(load_file(path))
+        put(model, load_file(path))
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing") from None
     except Exception as error:  # of safetensors, or names and shapes that differ

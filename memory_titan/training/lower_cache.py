@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from memory_titan.graft import adapter
-from memory_titan.graft.lower import lower_states
+from memory_titan.graft.lower import check_lower, lower_states
 from memory_titan.graft.model import MemoryModel
 from memory_titan.tasks.examples import Example, collate
 
@@ -36,7 +36,11 @@ def with_lower(
         examples: of any lengths.
         folder: for the file. It takes tokens x hidden size x bytes of the dtype.
         advance: called with the number of examples done, as they are computed.
+
+    Raises:
+        ValueError: the model's LoRA changes the layers below the first grafted one.
     """
+    check_lower(model)
     if not examples:
         return []
     hidden = model.base_model.config.get_text_config().hidden_size
