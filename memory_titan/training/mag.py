@@ -259,7 +259,7 @@ def _check_shareable(model: MemoryModel, config: TrainConfig) -> None:
     """Refuse what cannot be trained with FSDP2."""
     if config.mixed_precision != "no":
         raise ValueError(
-            "with FSDP2 mixed_precision must be \"no\": it would cast the graft too, and copy what layers hand on. "
+            'with FSDP2 mixed_precision must be "no": it would cast the graft too, and copy what layers hand on. '
             "A frozen model in bfloat16 (--dtype bfloat16) is what saves memory"
         )
     if model.graft_config.source == "frozen" and model.graft_config.n_persistent_tokens:

@@ -21,16 +21,14 @@ from memory_titan.graft.model import MemoryModel
 @contextmanager
 def gathered(objective: nn.Module) -> Iterator[None]:
     """Within, what belongs to no layer is whole, and the model can be called; layers gather themselves as they run."""
-    if not _is_sharded(objective):
-        yield
-        return
-    objective.unshard()
+    parts: list[Any] = [part for part in objective.modules() if _is_sharded(part)]
+    for root in parts[:1]:
+        root.unshard()
     try:
         yield
     finally:
-        for part in objective.modules():
-            if _is_sharded(part):
-                part.reshard()
+        for part in parts:
+            part.reshard()
 
 
 @contextmanager
@@ -56,14 +54,14 @@ def saveable(model: MemoryModel) -> Iterator[None]:
 
 def whole(tree: Any) -> Any:
     """Every shared out tensor in dicts, lists and tuples gathered."""
-    return _map(lambda x: x.full_tensor() if _is_dtensor(x) else x, tree)
+    return _map(_full, tree)
 
 
 def load_optimizer(optimizer: Any, state: dict[str, Any]) -> None:
     """Go on from an optimizer's `whole` state, with its tensors shared out as its parameters are."""
     parameters = [p for settings in optimizer.param_groups for p in settings["params"]]
 
-    def like(p: Tensor) -> Callable[[Tensor], Tensor]:
+    def like(p: Any) -> Callable[[Tensor], Tensor]:
         def spread(x: Tensor) -> Tensor:
             if not _is_dtensor(p) or x.shape != p.shape:
                 return x
@@ -89,6 +87,10 @@ def _is_sharded(module: nn.Module) -> bool:
 
 def _is_dtensor(x: Any) -> bool:
     return isinstance(x, Tensor) and hasattr(x, "full_tensor")
+
+
+def _full(x: Any) -> Tensor:
+    return x.full_tensor() if _is_dtensor(x) else x
 
 
 def _map(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
