@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -58,6 +60,11 @@ def parse_layers(text: str) -> Any:
     show_default=True,
     help="Tokens that the gradient goes back through.",
 )
+@click.option(
+    "--recompute",
+    is_flag=True,
+    help="Run each segment again in the backward pass, and keep less meanwhile: less memory, more time.",
+)
 @click.option("--success", type=click.FloatRange(0, 1), help="Stop once this share of answers is right.")
 @click.option(
     *both("gate_price"),
@@ -98,6 +105,9 @@ def parse_layers(text: str) -> Any:
 @click.option("--limit", type=click.IntRange(1), help="Use the first so many samples.")
 @click.option(*both("evaluate_every"), type=click.IntRange(1), default=100, show_default=True, help="Steps.")
 @click.option(*both("save_every"), type=click.IntRange(1), default=50, show_default=True, help="Steps.")
+@click.option(
+    *both("log_dir"), type=click.Path(path_type=Path), metavar="FOLDER", help="Write scalars for TensorBoard there."
+)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--bf16", is_flag=True, help="Autocast the frozen model to bfloat16.")
 @click.option("--layers", help='Layers that get a memory: "all", or numbers and ranges.  [default: all]')
@@ -158,6 +168,10 @@ def mag(**options: Any) -> None:
     except ImportError as error:
         raise Refusal(f"training needs more ({error.name} is missing): pip install 'memory-titan[train]'") from None
 
+    if options["log_dir"] is not None:
+        from memory_titan.training.log import summary_writer
+
+        summary_writer()  # is it there? before anything takes time
     output: Path = options["output_dir"]
     resume: Path | None = None
     try:
@@ -218,7 +232,8 @@ def mag(**options: Any) -> None:
         err=True,
     )
     try:
-        progress = run(model, examples, held_out, config, output, resume=resume, report=_tell, prose=prose)
+        with _log(options["log_dir"], model, resume) as report:
+            progress = run(model, examples, held_out, config, output, resume=resume, report=report, prose=prose)
     except TrainingError as error:
         raise click.ClickException(str(error)) from None
     except KeyboardInterrupt:
@@ -226,6 +241,25 @@ def mag(**options: Any) -> None:
         click.echo(f"interrupted; {f'{output} goes on with --resume' if kept else 'no checkpoint yet'}", err=True)
         raise SystemExit(130) from None
     click.echo(f"{progress['step']} steps, {progress['seconds']:.0f} s; best {progress['best']:.3f}: {output / 'best'}")
+
+
+@contextmanager
+def _log(folder: Path | None, model: Any, resume: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Tells, and writes to the folder, if there is to be one."""
+    if folder is None:
+        yield _tell
+        return
+    from memory_titan.training.checkpoint import PROGRESS
+    from memory_titan.training.log import TensorBoardLog
+
+    step = 0 if resume is None else json.loads((resume / PROGRESS).read_text("utf-8"))["step"]
+    with TensorBoardLog(folder, model, step) as log:
+
+        def report(record: dict[str, Any]) -> None:
+            _tell(record)
+            log(record)
+
+        yield report
 
 
 def _tell(record: dict[str, Any]) -> None:

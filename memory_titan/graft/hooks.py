@@ -109,7 +109,8 @@ class Graft:
         """A stream of which nothing was read yet."""
         weight, (_, key_heads, width) = self.output(self.layers[0]).weight, self.shape
         count = torch.zeros(batch_size, dtype=torch.long, device=weight.device)
-        nothing = weight.new_zeros(batch_size, key_heads, 0, width)
+        # not weight.new_zeros: shared out over processes, the weight would make another of its kind
+        nothing = torch.zeros(batch_size, key_heads, 0, width, dtype=weight.dtype, device=weight.device)
         state = SessionState(
             tokens=count,
             columns=count.clone(),

@@ -13,6 +13,7 @@ from memory_titan.graft import adapter
 from memory_titan.graft.config import MAGConfig
 from memory_titan.graft.hooks import LOWER, Graft
 from memory_titan.graft.lora import Lora
+from memory_titan.graft.recompute import recomputed
 from memory_titan.graft.session import MemorySession, SessionState
 
 
@@ -105,6 +106,7 @@ class MemoryModel(nn.Module):
         attention_mask: Tensor | None = None,
         memory: MemorySession | None = None,
         lower: Tensor | None = None,
+        recompute: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """What the head is given, for a text of any length, with gradients if they are wanted.
 
@@ -112,6 +114,8 @@ class MemoryModel(nn.Module):
             input_ids, attention_mask: `[B, T]`.
             memory: a session to go on with; it is moved on.
             lower: `[B, T, hidden]`, of `graft.lower.lower_states`, inside its `skipping`.
+            recompute: for the backward pass keep each segment's state only, and run it again there: less memory, one
+                more forward pass.
 
         Returns:
             `(hidden, gates)`: `[B, T, hidden]`, and how far each grafted layer's gate was open, `[layers, B, T]`.
@@ -121,12 +125,14 @@ class MemoryModel(nn.Module):
         for begin in range(0, input_ids.shape[1], self.graft_config.segment):
             part = slice(begin, begin + self.graft_config.segment)
             mask = None if attention_mask is None else attention_mask[:, part]
-            known = {} if lower is None else {LOWER: lower[:, part]}
-            out = self.graft.decoder(
-                input_ids=input_ids[:, part], attention_mask=mask, past_key_values=session, use_cache=True, **known
-            )
-            hidden.append(out.last_hidden_state)
-            shut = out.last_hidden_state.new_zeros(*out.last_hidden_state.shape[:2], 1)  # with the memory disabled
+            given = {"input_ids": input_ids[:, part], "attention_mask": mask}
+            given |= {} if lower is None else {LOWER: lower[:, part]}
+            if recompute and torch.is_grad_enabled():
+                out = recomputed(self.graft, session, **given)
+            else:
+                out = self.graft.decoder(past_key_values=session, use_cache=True, **given).last_hidden_state
+            hidden.append(out)
+            shut = out.new_zeros(*out.shape[:2], 1)  # with the memory disabled
             gates.append(torch.stack([session.gates.get(layer, shut)[..., 0] for layer in self.graft.layers]))
         return torch.cat(hidden, 1), torch.cat(gates, 2)
 

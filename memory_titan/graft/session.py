@@ -41,26 +41,45 @@ class SessionState(MemoryState):
     memories: tuple[NeuralMemoryState, ...] = field(metadata={"of": NeuralMemoryState})
 
 
-@dataclass(eq=False)
 class Call:
     """One call of the decoder: what its layers are given, and what they leave.
 
     Layers find it among their keyword arguments. So it is right for two threads at once, and for a layer that is run
-    again in the backward pass: it then sees the state that it saw before.
+    again in the backward pass: it then sees the state that it saw before. No dataclass: FSDP would hand each layer a
+    copy of one, and what they leave would be lost.
+
+    Attributes:
+        before: the session's state; None: a whole text by itself, nothing is carried on.
+        mask: `[B, T]`, bool.
+        positions: `[B, T]`, int64, of each token; -1 for padding.
+        padded: whether the mask excludes anything.
+        gaps: whether there is padding among what is kept or in the call.
+        session: to be moved on.
+        lower: `[B, T, hidden]`, what the first grafted layer is given, where it is known already.
+        tokens: `[B, T, hidden]`, embeddings, where something is made of them.
+        answers: what each layer's memory answered, `[B, T, hidden]`.
+        gates: `[B, T, 1]`, by grafted layer.
+        memories: by grafted layer.
+        keys: by layer, keys and values that are kept.
     """
 
-    before: SessionState | None  # None: a whole text by itself, nothing is carried on
-    mask: Tensor  # [B, T], bool
-    positions: Tensor  # [B, T], int64, of each token; -1 for padding
-    padded: bool  # whether the mask excludes anything
-    gaps: bool = False  # whether there is padding among what is kept or in the call
-    session: MemorySession | None = None
-    tokens: Tensor | None = None  # [B, T, hidden], embeddings, where something is made of them
-    lower: Tensor | None = None  # [B, T, hidden], what the first grafted layer is given, where it is known already
-    answers: dict[int, Tensor] = field(default_factory=dict)  # what each layer's memory answered, [B, T, hidden]
-    gates: dict[int, Tensor] = field(default_factory=dict)  # [B, T, 1]
-    memories: dict[int, NeuralMemoryState] = field(default_factory=dict)  # by grafted layer
-    keys: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # by layer, what is kept
+    def __init__(
+        self,
+        before: SessionState | None,
+        mask: Tensor,
+        positions: Tensor,
+        padded: bool,
+        gaps: bool = False,
+        session: MemorySession | None = None,
+        lower: Tensor | None = None,
+    ) -> None:
+        self.before, self.mask, self.positions = before, mask, positions
+        self.padded, self.gaps, self.session, self.lower = padded, gaps, session, lower
+        self.tokens: Tensor | None = None
+        self.answers: dict[int, Tensor] = {}
+        self.gates: dict[int, Tensor] = {}
+        self.memories: dict[int, NeuralMemoryState] = {}
+        self.keys: dict[int, tuple[Tensor, Tensor]] = {}
 
     def seen(self, kept: int) -> Tensor:
         """`[B, kept + T]`, positions of the last `kept` tokens before the call and of its own; -1 for padding."""

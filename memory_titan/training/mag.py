@@ -22,7 +22,8 @@ from torch import Tensor
 from memory_titan.evaluation.answers import evaluate
 from memory_titan.graft.lower import skipping
 from memory_titan.graft.model import MemoryModel
-from memory_titan.tasks.examples import Example, batches, collate, exact, stretches
+from memory_titan.graft.session import MemorySession
+from memory_titan.tasks.examples import Batch, Example, batches, collate, exact, stretches
 from memory_titan.training.checkpoint import (
     CheckpointError,
     find_checkpoint,
@@ -31,6 +32,7 @@ from memory_titan.training.checkpoint import (
     save_checkpoint,
 )
 from memory_titan.training.objective import AnswerLoss, Sums
+from memory_titan.training.sharded import gathered, load_optimizer, saveable, whole
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -59,6 +61,7 @@ class TrainConfig:
     save_every: int = 50  # steps between two latest checkpoints
     seed: int = 0
     mixed_precision: str = "no"  # of the frozen model: "no" or "bf16"
+    recompute: bool = False  # run each segment again in the backward pass: less memory, one more forward pass
 
     def __post_init__(self) -> None:
         least = {"num_epochs": 1, "batch_size": 1, "backprop": 1, "evaluate_every": 1, "save_every": 1}
@@ -116,6 +119,8 @@ def train(
     accelerator = Accelerator(mixed_precision=config.mixed_precision, kwargs_handlers=handlers)
     if config.batch_size % accelerator.num_processes:
         raise ValueError(f"batch_size={config.batch_size} is no multiple of {accelerator.num_processes} processes")
+    if accelerator.is_fsdp2:
+        _check_shareable(model, config)
     torch.manual_seed(config.seed)
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trainable, config.learning_rate, (0.9, 0.95), weight_decay=config.weight_decay)
@@ -126,24 +131,28 @@ def train(
     if resume is not None:
         folder = find_checkpoint(resume)
         trainer, before = load_trainer(folder)
-        different = [k for k, v in asdict(config).items() if k != "max_steps" and before["config"].get(k) != v]
+        same = {k: v for k, v in asdict(config).items() if k not in ("max_steps", "recompute")}
+        different = [k for k, v in same.items() if before["config"].get(k) != v]
         if different or before.get("examples") != len(examples):
             raise CheckpointError(
                 f"{folder} is of another run: {', '.join(different) or 'the number of examples'} differs. To begin a "
                 "new one from its weights, give them as the start."
             )
         load_weights(folder, model)
-        optimizer.load_state_dict(trainer["optimizer"])
-        torch.set_rng_state(trainer["random"])
         progress = {**before, "config": asdict(config)}
     progress["examples"] = len(examples)
-    objective, optimizer = accelerator.prepare(AnswerLoss(model, config.write_price > 0), optimizer)
+    objective = AnswerLoss(model, config.write_price > 0, config.recompute)
+    objective, optimizer = accelerator.prepare(objective, optimizer)
+    if resume is not None:
+        load_optimizer(optimizer, trainer["optimizer"])
+        torch.set_rng_state(trainer["random"])
     model.train()
 
     def save(name: str) -> None:
-        if accelerator.is_main_process:
-            trainer = {"optimizer": optimizer.state_dict(), "random": torch.get_rng_state()}
-            save_checkpoint(output / name, model, trainer, progress)
+        trainer = {"optimizer": whole(optimizer.state_dict()), "random": torch.get_rng_state()}
+        with saveable(model):
+            if accelerator.is_main_process:
+                save_checkpoint(output / name, model, trainer, progress)
         accelerator.wait_for_everyone()
 
     first = progress["step"]
@@ -167,7 +176,8 @@ def train(
                 progress["history"].append(record)
                 report(record)
                 if held_out and ((step + 1) % config.evaluate_every == 0 or step + 1 == steps):
-                    found = evaluate(model, held_out, config.batch_size)
+                    with gathered(objective):
+                        found = evaluate(model, held_out, config.batch_size)
                     scores = {"step": step + 1, "exact": found["exact"], "exact_tokens": found["tokens"]}
                     progress["history"].append(scores)
                     report(scores)
@@ -192,39 +202,35 @@ def _step(
     ramp: float,
 ) -> dict[str, Any]:
     """One step of the optimizer; the record of it."""
-    # Every process takes its rows; the loss is over the answers of all.
-    mine = group[accelerator.process_index :: accelerator.num_processes] or group[:1]
+    # Every process takes its rows; the loss is over the answers of all. All read to the length of the longest: with
+    # FSDP what one gathers, all must.
+    all_rows = collate(group)
     idle = accelerator.process_index >= len(group)
-    batch = collate(mine)
-    whole = collate(group)
-    count = max(1, int((whole.said > 0).sum()))
-    tokens = int(whole.mask.sum())
+    rows = [0] if idle else list(range(len(group)))[accelerator.process_index :: accelerator.num_processes]
+    batch = _rows(all_rows, rows)
+    count = max(1, int((all_rows.said > 0).sum()))
+    tokens = int(all_rows.mask.sum())
     gate_price, write_price = (ramp * price for price in (config.gate_price, config.write_price))
-    model: MemoryModel = accelerator.unwrap_model(objective).model
-    session = model.new_session(len(mine))
-    parts = stretches(batch, config.backprop)
-    turns = math.ceil(whole.ids.shape[1] / config.backprop)  # as many for every process
+    session: MemorySession | None = None
+    counts = 0.0 if idle else 1.0
     total = torch.zeros(3, device=accelerator.device)
     right: list[Tensor] = []
     optimizer.zero_grad()
-    for turn in range(turns):
-        if turn >= len(parts):
-            parts.append(parts[-1])  # a shorter text than another process's: its end again, and not counted
-        counts = 0.0 if idle or turn >= math.ceil(batch.ids.shape[1] / config.backprop) else 1.0
+    for part in stretches(batch, config.backprop):
         with accelerator.autocast():
-            sums: Sums = objective(parts[turn].to(accelerator.device), session)
+            sums: Sums = objective(part.to(accelerator.device), session)
         means = torch.stack([sums.loss / count, sums.opened / max(1, tokens - count), sums.written / tokens])
         loss = means[0] + gate_price * means[1] + write_price * means[2]
-        # averaged over processes by DDP, so times their number
+        # averaged over processes by DDP and FSDP, so times their number
         accelerator.backward(counts * loss * accelerator.num_processes)
-        session.detach()
+        session = sums.session.detach()
         if counts:
             total, right = total + means.detach(), [*right, sums.right]
     losses, opened, written = accelerator.reduce(total).unbind()
     if not bool(losses.isfinite()):
         names = "; ".join(example.name for example in group)
         raise TrainingError(f"the loss is {float(losses)} at step {step + 1}, on {names}. The last checkpoint stands")
-    norm = accelerator.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], config.clip)
+    norm = whole(accelerator.clip_grad_norm_([p for p in objective.parameters() if p.requires_grad], config.clip))
     if not bool(torch.as_tensor(norm).isfinite()):
         names = "; ".join(example.name for example in group)
         raise TrainingError(f"the gradient is {float(norm)} at step {step + 1}, on {names}. The last checkpoint stands")
@@ -240,3 +246,24 @@ def _step(
         "opened": float(opened),
         **({"written": float(written)} if config.write_price else {}),
     }
+
+
+def _rows(batch: Batch, rows: list[int]) -> Batch:
+    """Some rows of a batch, as long as the whole."""
+    lower = None if batch.lower is None else batch.lower[rows]
+    examples = tuple(batch.examples[row] for row in rows)
+    return Batch(batch.ids[rows], batch.mask[rows], batch.said[rows], examples, lower)
+
+
+def _check_shareable(model: MemoryModel, config: TrainConfig) -> None:
+    """Refuse what cannot be trained with FSDP2."""
+    if config.mixed_precision != "no":
+        raise ValueError(
+            'with FSDP2 mixed_precision must be "no": it would cast the graft too, and copy what layers hand on. '
+            "A frozen model in bfloat16 (--dtype bfloat16) is what saves memory"
+        )
+    if model.graft_config.source == "frozen" and model.graft_config.n_persistent_tokens:
+        raise ValueError(
+            'with FSDP2 and source "frozen" n_persistent_tokens must be 0: memories read these tokens outside of the '
+            "layer whose weights they need"
+        )
