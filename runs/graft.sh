@@ -7,16 +7,18 @@ run=${MEMORY_TITAN:-memory-titan}
 pairs="--needles 8 --questions 8 --hash_len 4 --context_len 320 --tokenizer smollm2"
 
 [ -f "$folder/train.jsonl" ] || $run data hash-hop $pairs --num_samples 1000 --output "$folder/train.jsonl"
+[ -f "$folder/more.jsonl" ] || $run data hash-hop $pairs --num_samples 1500 --start 1000 --output "$folder/more.jsonl"
 [ -f "$folder/dev.jsonl" ] || $run data hash-hop $pairs --num_samples 16 --seed 7 --output "$folder/dev.jsonl"
 
-train="$run train mag --data_path $folder/train.jsonl --eval_path $folder/dev.jsonl --seed $seed --dtype bfloat16 --num_epochs 4
-    --evaluate_every 50 --prose topics --cache_lower $folder/lower"
-# First the skill, at a price that closes gates wherever they are not needed; then the same with next to no price.
-$train --output_dir "$folder/seed$seed/shut" --max_steps 450 --learning_rate 2e-3 --gate_price 1 --write_price 1 \
+train="$run train mag --eval_path $folder/dev.jsonl --seed $seed --dtype bfloat16 --num_epochs 2 --evaluate_every 50 --prose topics"
+# First the skill, at a price that closes gates wherever they are not needed; then the same with next to no price, on texts that
+# were not seen yet: seen three times, a thousand texts are learned by heart.
+$train --data_path "$folder/train.jsonl" --output_dir "$folder/seed$seed/shut" --max_steps 450 --learning_rate 2e-3 \
+    --gate_price 1 --write_price 1 --cache_lower "$folder/lower" \
     --calibrate 40 --layers 26 --window 64 --sinks 4 --source tokens --ngram 7 --memory_layers 1 --memory_dim 1152 --memory_heads 2 \
     --n_persistent_tokens 0 --chunk_size 32 --gate_bias=-1 --memory '{"algorithm": "descent", "retention": "none", "gates": "hard"}'
-$train --output_dir "$folder/seed$seed/free" --max_steps 350 --learning_rate 1e-3 --gate_price 0.1 --write_price 0.1 \
-    --resume_from "$folder/seed$seed/shut/latest"
+$train --data_path "$folder/more.jsonl" --output_dir "$folder/seed$seed/free" --max_steps 400 --learning_rate 1e-3 \
+    --gate_price 0.1 --write_price 0.1 --resume_from "$folder/seed$seed/shut/latest"
 
 ask="$run evaluate needle --checkpoint $folder/seed$seed/free --dtype bfloat16 --task hash-hop --hash_len 4 --seed 100"
 $ask --needles 8 --questions 8 --context_lengths 320,1280,5120 --depths 0,0.5 --samples 2 --bare --output "$folder/seed$seed/eight"
