@@ -21,9 +21,9 @@ EOF
 
 echo "2. generate training data"
 common="--tokenizer smollm2 --force"
-$run data hash-hop --context_len 256 --needles 4 --questions 4 --hash_len 4 --num_samples 640 --output "$data/hash_hop.jsonl" $common
-$run data dependency --context_len 256 --form chain --hops 2 --chains 4 --questions 4 --num_samples 240 --output "$data/dependency_2hop.jsonl" $common
-$run data code-retrieval --synthetic --context_len 640 --questions 2 --num_samples 120 --output "$data/code_retrieval.jsonl" $common
+$run data hash-hop --context_len 256 --needles 4 --questions 4 --hash_len 4 --num_samples 480 --output "$data/hash_hop.jsonl" $common
+$run data dependency --context_len 256 --form chain --hops 2 --chains 4 --questions 4 --num_samples 160 --output "$data/dependency_2hop.jsonl" $common
+$run data code-retrieval --synthetic --context_len 640 --questions 2 --num_samples 80 --output "$data/code_retrieval.jsonl" $common
 
 echo "3. train, each phase from the one before"
 train="$run train mag --dtype bfloat16 --evaluate_every 30 --num_epochs 1 --gate_price 0.5 --write_price 0.5 --limit 1000"

@@ -181,7 +181,7 @@ def train(
                     scores = {"step": step + 1, "exact": found["exact"], "exact_tokens": found["tokens"]}
                     progress["history"].append(scores)
                     report(scores)
-                    if found["exact"] > progress["best"]:
+                    if found["exact"] >= progress["best"]:  # the later one of equals: prices have risen
                         progress["best"] = found["exact"]
                         save("best")
                     done = config.success is not None and found["exact"] >= config.success
