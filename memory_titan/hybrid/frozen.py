@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 DEFAULT_MODEL = "smollm2"
+_HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -189,6 +190,8 @@ def load_frozen(name: str = DEFAULT_MODEL, device: str = "auto") -> FrozenModel:
         except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ModelError(f"cannot load a causal language model from {name!r}: {reason}") from error
+    if name == DEFAULT_MODEL:  # what is saved with an adapter is where others find the model, not where it lies here
+        model.config._name_or_path = _HUB_NAME
     target = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     model = model.eval().requires_grad_(False).to(target)
     return FrozenModel(model, tokenizer, _identity(name, model))

@@ -205,7 +205,7 @@ def _data(
         path = folder / f"{phase.name}_{kind}.jsonl"
         if not path.exists():
             new = path.with_suffix(".new")
-            ruler = HuggingFace(tokenizer, getattr(tokenizer, "name_or_path", "") or "tokens")
+            ruler = HuggingFace(tokenizer, Path(getattr(tokenizer, "name_or_path", "")).name or "tokens")
             with new.open("w", encoding="ascii") as file:
                 for sample in task_of(phase).samples(count, seed=seed * 1000 + number + offset, ruler=ruler):
                     file.write(sample.to_json() + "\n")
