@@ -21,6 +21,6 @@ $train --data_path "$folder/more.jsonl" --output_dir "$folder/seed$seed/free" --
     --gate_price 0.1 --write_price 0.1 --resume_from "$folder/seed$seed/shut/latest"
 
 ask="$run evaluate needle --checkpoint $folder/seed$seed/free --dtype bfloat16 --task hash-hop --hash_len 4 --seed 100"
-$ask --needles 8 --questions 8 --context_lengths 320,1280,5120 --depths 0,0.5 --samples 2 --bare --output "$folder/seed$seed/eight"
+$ask --needles 8 --questions 8 --context_lengths 320,640,1280,2560,5120 --depths 0 --samples 4 --output "$folder/seed$seed/eight"
 $ask --needles 1 --questions 1 --context_lengths 320,1280,5120 --depths 0,0.25,0.5 --samples 8 --output "$folder/seed$seed/one"
 $run evaluate answers "$folder/dev.jsonl" --checkpoint "$folder/seed$seed/free" --dtype bfloat16 --limit 4 --prose 4096 --probes

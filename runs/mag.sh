@@ -23,7 +23,7 @@ echo "2. generate training data"
 common="--tokenizer smollm2 --force"
 $run data hash-hop --context_len 256 --needles 4 --questions 4 --hash_len 4 --num_samples 480 --output "$data/hash_hop.jsonl" $common
 $run data dependency --context_len 256 --form chain --hops 2 --chains 4 --questions 4 --num_samples 160 --output "$data/dependency_2hop.jsonl" $common
-$run data code-retrieval --synthetic --context_len 640 --questions 2 --num_samples 80 --output "$data/code_retrieval.jsonl" $common
+$run data code-retrieval --synthetic --context_len 800 --questions 2 --num_samples 60 --output "$data/code_retrieval.jsonl" $common
 
 echo "3. train, each phase from the one before"
 train="$run train mag --dtype bfloat16 --evaluate_every 30 --num_epochs 1 --gate_price 0.5 --write_price 0.5 --limit 1000"
@@ -38,7 +38,7 @@ train="$run train mag --dtype bfloat16 --evaluate_every 30 --num_epochs 1 --gate
 echo "4. evaluate"
 $run evaluate needle --checkpoint "$checkpoints/phase1" --task hash-hop --needles 4 --questions 4 --hash_len 4 \
     --context_lengths 256,1024 --depths 0,0.5,1 --samples 2 --dtype bfloat16 --output "$folder/needle"
-$run evaluate code --checkpoint "$checkpoints/phase3" --synthetic --context_lengths 640 --samples 4 --dtype bfloat16
+$run evaluate code --checkpoint "$checkpoints/phase3" --synthetic --context_lengths 800 --samples 4 --dtype bfloat16
 
 echo "5. watch"
 $run diagnose --checkpoint "$checkpoints/phase1" --dtype bfloat16 --samples 4 --output "$folder/diagnosis"
