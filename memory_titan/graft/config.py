@@ -24,7 +24,9 @@ class MAGConfig:
 
     layers: Literal["all"] | list[int] = "all"  # the decoder layers that get a memory, from 0
     window: int | None = None  # tokens that attention may see, its own included; None: as the model has it
-    sinks: int = 0  # the first tokens of a text, which attention sees beside the window (arXiv 2309.17453)
+    # the first tokens of a text, which attention sees beside the window (arXiv 2309.17453). They stay where they are: a
+    # text should not be much longer than the positions the model was trained on
+    sinks: int = 0
     segment: int = 1024  # tokens a call that is longer is read in; of no influence on the result
 
     memory_layers: int = 2  # matrices of each memory, its depth: 1 to 4
