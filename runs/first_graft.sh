@@ -15,7 +15,7 @@ done
 
 $run train mag --data_path "$folder/train.jsonl" --eval_path "$folder/test_190.jsonl" --output_dir "$folder/run" \
     --dtype bfloat16 --calibrate 40 --layers 26 --window 16 --source tokens --ngram 7 \
-    --memory_layers 1 --memory_dim 1152 --memory_heads 2 --chunk_size 32 --gate_bias=-1 \
+    --memory_layers 1 --memory_dim 1152 --memory_heads 2 --chunk_size 32 --gate sigmoid --gate_bias=-1 \
     --memory '{"algorithm": "descent", "retention": "none"}' \
     --learning_rate 2e-3 --num_epochs 1 --max_steps 700 --evaluate_every 50
 

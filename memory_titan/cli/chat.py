@@ -44,7 +44,7 @@ def chat(adapter: Path, model: str, dtype: str, path: Path | None, max_new_token
     while True:
         try:
             line = input("> ").strip()
-        except EOFError:
+        except (EOFError, KeyboardInterrupt):
             break
         command, _, file = line.partition(" ")
         if command == "/bye":
@@ -53,11 +53,12 @@ def chat(adapter: Path, model: str, dtype: str, path: Path | None, max_new_token
             session = graft.new_session()
         elif command in ("/on", "/off"):
             memory = command == "/on"
-        elif command == "/save" and file:
-            session.save(file)
-        elif command == "/load" and file:
+        elif command in ("/save", "/load") and file:
             try:
-                session = graft.load_session(file)
+                if command == "/save":
+                    session.save(file)
+                else:
+                    session = graft.load_session(file)
             except (OSError, ValueError) as error:
                 click.echo(str(error), err=True)
         elif line.startswith("/"):
@@ -65,11 +66,14 @@ def chat(adapter: Path, model: str, dtype: str, path: Path | None, max_new_token
         elif line:
             ids = _turn(frozen, line, raw, session.columns == 0)
             options = {"max_new_tokens": max_new_tokens, "do_sample": False, "streamer": streamer}
-            if memory:
-                graft.generate(ids, memory=session, **options)
-            else:
-                with graft.disable_memory(keep_window=True):
-                    graft.generate(ids, memory=session.copy(), **options)
+            try:
+                if memory:
+                    graft.generate(ids, memory=session, **options)
+                else:
+                    with graft.disable_memory(keep_window=True):
+                        graft.generate(ids, memory=session.copy(), **options)
+            except KeyboardInterrupt:
+                click.echo("\n(stopped; the answer is not in the session)", err=True)
     if path is not None:
         session.save(path)
 

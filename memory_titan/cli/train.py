@@ -134,6 +134,7 @@ def parse_layers(text: str) -> Any:
 @click.option(*both("memory_layers"), type=click.IntRange(1, 4), help="Depth of each memory.  [default: 2]")
 @click.option(*both("n_persistent_tokens"), type=click.IntRange(0), help="[default: 16]")
 @click.option(*both("chunk_size"), type=click.IntRange(1), help="Of the memory.  [default: 64]")
+@click.option("--gate", type=click.Choice(["hard", "sigmoid"]), help="Whether gates can be exactly 0.  [default: hard]")
 @click.option(*both("gate_bias"), type=float, help="How far gates lean to attention.  [default: -2]")
 @click.option(
     "--query_refinement/--no_query_refinement",

@@ -112,7 +112,10 @@ def load(cls: type[MemoryModel], base_model: Any, folder: str, changes: dict[str
         raise ValueError(f"{path / CONFIG} is not the configuration of a memory-titan graft")
     if text.get("version") != FORMAT_VERSION:
         raise ValueError(f"{folder} has format version {text.get('version')}; this is version {FORMAT_VERSION}")
-    config = _CLASSES.get(str(text.get("config_class")), MAGConfig).from_dict({**text["config"], **changes})
+    # what was saved before gates could shut says nothing of them
+    config = _CLASSES.get(str(text.get("config_class")), MAGConfig).from_dict(
+        {"gate": "sigmoid", **text["config"], **changes}
+    )
     model = cls(base_model, config)
     try:
         expected = fingerprint(model)

@@ -27,8 +27,8 @@ def check_lower(model: MemoryModel) -> None:
     first = model.graft.layers[0]
     if model.lora is not None and model.lora.lowest < first:
         raise ValueError(
-            f"the LoRA changes layer {model.lora.lowest}, so what enters layer {first}, the first with a memory, can"
-            f"not be computed once and kept; with layers_to_transform from {first} up, the default, it can"
+            f"the LoRA changes layer {model.lora.lowest}, so what enters layer {first}, the first with a memory, "
+            f"cannot be computed once and kept; with layers_to_transform from {first} up, the default, it can"
         )
 
 

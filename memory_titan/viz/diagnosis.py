@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from memory_titan.viz.diagnosis_figures import COLOURS, FIGURES, Figure, Found, drawn
-from memory_titan.viz.report import _STYLE as _REPORT_STYLE
-from memory_titan.viz.report import HeatMap, Passage, _heat
+from memory_titan.viz.report import STYLE, HeatMap, Passage, heat_page
 
 
 def write_diagnosis(
@@ -71,7 +70,7 @@ def _page(
             f'<section aria-labelledby="{name}"><h2 id="{name}">{escape(section)}</h2>\n'
             f'<div class="panels">{shown}</div></section>\n'
         )
-    body += [_heat(layer, index) for index, layer in enumerate(_token_by_token(found))]
+    body += [heat_page(layer, index) for index, layer in enumerate(_token_by_token(found))]
     dark = " ".join(f"--{name}: {colours[1]};" for name, colours in COLOURS.items())
     light = " ".join(f"--{name}: {colours[0]};" for name, colours in COLOURS.items())
     style = f":root {{ {light} }}\n@media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}\n{_STYLE}"
@@ -82,7 +81,7 @@ def _page(
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>{escape(title)}</title>
-<style>{_REPORT_STYLE}{style}</style>
+<style>{STYLE}{style}</style>
 </head>
 <body>
 <main>

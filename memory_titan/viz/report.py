@@ -123,7 +123,7 @@ def render_report(
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>{escape(title)}</title>
-<style>{_STYLE}</style>
+<style>{STYLE}</style>
 </head>
 <body>
 <main>
@@ -131,7 +131,7 @@ def render_report(
 <p class="lead">{escape(lead)}</p>
 <section aria-labelledby="answers"><h2 id="answers">Answers</h2>
 {_table(answers)}</section>
-{"".join(_heat(layer, index) for index, layer in enumerate(layers))}
+{"".join(heat_page(layer, index) for index, layer in enumerate(layers))}
 <section aria-labelledby="figures"><h2 id="figures">The memory in figures</h2><dl>{facts}</dl></section>
 </main>
 </body>
@@ -158,7 +158,8 @@ def _table(answers: Answers) -> str:
     )
 
 
-def _heat(layer: HeatMap, index: int) -> str:
+def heat_page(layer: HeatMap, index: int) -> str:
+    """One layer's values over its text, as HTML."""
     unit = f" {layer.unit}" if layer.unit else ""
     marks = [layer.scale * step / _STEPS for step in range(_STEPS + 1)]
     beyond = any(value > layer.scale for passage in layer.passages for value in passage.values)
@@ -192,7 +193,7 @@ def _passage(passage: Passage, layer: HeatMap, unit: str) -> str:
     return f"<li>{''.join(tokens).lstrip()} <small>mean {mean:.2f}{escape(unit)}</small></li>\n"
 
 
-_STYLE = """
+STYLE = """
 :root { --page: #fbfaf8; --card: #fff; --ink: #1c1b19; --soft: #5f5b55; --line: #dedad3; --hot: #f2a35c;
   --rule: #b4530a; --good: #14692f; --bad: #a3231c; }
 @media (prefers-color-scheme: dark) { :root { --page: #161513; --card: #1f1e1b; --ink: #efece6; --soft: #aaa49a;

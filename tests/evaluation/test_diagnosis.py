@@ -9,9 +9,9 @@ from dataclasses import replace
 import pytest
 import torch
 from click.testing import CliRunner
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from byte_tokens import byte_tokenizer
 from memory_titan import MAGConfig, get_memory_model
 from memory_titan.cli import main
 from memory_titan.evaluation import red_flags as flags
@@ -33,15 +33,6 @@ from memory_titan.evaluation.watching import KINDS, NOTHING, answer_to, branch_o
 from memory_titan.graft.calibrate import calibrate
 from memory_titan.tasks.hash_hop import HashHopTask
 from memory_titan.tasks.ruler import BYTES
-
-
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    raw = Tokenizer(models.BPE(vocab={"<s>": 0, **{c: i for i, c in enumerate(alphabet, 1)}}, merges=[]))
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>")
-
 
 TOKENIZER = byte_tokenizer()
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}

@@ -13,9 +13,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from click.testing import CliRunner
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from byte_tokens import byte_tokenizer
 from memory_titan import MAGConfig, NeuralMemory, get_memory_model
 from memory_titan.cli import main
 from memory_titan.evaluation import needle as needles
@@ -31,14 +31,6 @@ from memory_titan.tasks.ruler import HuggingFace
 from memory_titan.viz import needle as pictures
 
 SOURCES = ("learned", "frozen", "tokens")
-
-
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    raw = Tokenizer(models.BPE(vocab={"<s>": 0, **{c: i for i, c in enumerate(alphabet, 1)}}, merges=[]))
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>")
 
 
 TOKENIZER = byte_tokenizer()

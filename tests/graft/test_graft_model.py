@@ -157,6 +157,15 @@ def test_gradient_checkpointing(kind):
         model(ids(), memory=model.new_session(2))
 
 
+def test_an_adapter_from_before_gates_could_shut_keeps_its_gates(tmp_path):
+    loud(window=6, gate="sigmoid").save_pretrained(tmp_path)
+    path = tmp_path / "adapter_config.json"
+    told = json.loads(path.read_text())
+    del told["config"]["gate"]
+    path.write_text(json.dumps(told))
+    assert MemoryModel.from_pretrained(bare(), tmp_path).graft_config.gate == "sigmoid"
+
+
 def test_half_the_file(tmp_path):
     model = loud(window=6)
     model.save_pretrained(tmp_path / "whole")

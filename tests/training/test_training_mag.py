@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from byte_tokens import byte_tokenizer
 from memory_titan import MAGConfig, get_memory_model
 from memory_titan.cli import main
 from memory_titan.cli.train import parse_layers
@@ -28,15 +28,6 @@ from memory_titan.tasks.sample import SampleError
 from memory_titan.training import mag
 from memory_titan.training.checkpoint import CheckpointError
 from memory_titan.training.mag import TrainConfig, TrainingError, train
-
-
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    raw = Tokenizer(models.BPE(vocab={"<s>": 0, **{c: i for i, c in enumerate(alphabet, 1)}}, merges=[]))
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>")
-
 
 TOKENIZER = byte_tokenizer()
 TASK = HashHopTask(context_len=90, needles=2, questions=2, hash_len=2, filler="none")
@@ -203,7 +194,7 @@ def test_success_ends_a_phase(tmp_path):
 
 WORKER = """
 import sys, torch
-sys.path[:0] = [sys.argv[2], sys.argv[3]]
+sys.path[:0] = [sys.argv[2], sys.argv[3], sys.argv[3] + "/tests"]
 from pathlib import Path
 from dataclasses import replace
 import test_training_mag as t

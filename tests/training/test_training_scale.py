@@ -124,7 +124,7 @@ def test_the_command_has_both(tmp_path, monkeypatch):
 # accelerate offers FSDP on accelerators only; told that these two CPUs are some, it does what it does there.
 WORKER = """
 import sys
-sys.path[:0] = [sys.argv[2], sys.argv[3]]
+sys.path[:0] = [sys.argv[2], sys.argv[3], sys.argv[3] + "/tests"]
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 PartialState(cpu=True)
