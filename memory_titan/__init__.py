@@ -9,11 +9,14 @@ from memory_titan.memory.neural.config import NeuralMemoryConfig
 from memory_titan.memory.neural.layer import NeuralMemory, NeuralMemoryState
 from memory_titan.memory.neural.presets import PRESETS
 from memory_titan.memory.neural.trace import trace, writing_price
+from memory_titan.store.config import LongTermMemoryConfig
+from memory_titan.store.manager import TitansManager
 
 __version__ = "0.1.0"
 __all__ = [
     "PRESETS",
     "HybridEngine",
+    "LongTermMemoryConfig",
     "MAGConfig",
     "MemoryModel",
     "MemorySession",
@@ -21,6 +24,7 @@ __all__ = [
     "NeuralMemoryConfig",
     "NeuralMemoryState",
     "Qwen3MAGConfig",
+    "TitansManager",
     "get_memory_model",
     "patch_qwen3_with_mag",
     "trace",

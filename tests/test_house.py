@@ -14,11 +14,12 @@ MAX_LINES = 450
 
 # Each part of the package, and the parts it may import. A new part gets its row here first.
 BESIDE_A_MEMORY = {"models", "graft", "hybrid", "store", "tasks"}  # they know memory, not each other
-USES = {"memory": set(), "viz": {"memory"}}
+USES = {"memory": set(), "embedders": set(), "viz": {"memory"}}
 USES |= {part: {"memory"} for part in BESIDE_A_MEMORY}
-USES |= {"evaluation": {"memory", "viz"} | BESIDE_A_MEMORY}
+USES["store"] |= {"embedders"}
+USES |= {"evaluation": {"memory", "embedders", "viz"} | BESIDE_A_MEMORY}
 USES |= {"training": {"memory", "evaluation"} | BESIDE_A_MEMORY}
-USES |= {"benchmarks": {"memory", "models", "graft", "tasks", "training", "evaluation", "viz"}}
+USES |= {"benchmarks": {"memory", "models", "graft", "store", "embedders", "tasks", "training", "evaluation", "viz"}}
 USES |= {"app": set(USES)}
 USES |= {"cli": set(USES)}
 USES |= {"__main__": {"cli"}, "__init__": set(USES) - {"cli", "app", "benchmarks"}}

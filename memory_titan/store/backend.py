@@ -1,0 +1,128 @@
+"""What a store's database has to do: keep items, transact, search. Two do: SQLite in one file, and PostgreSQL."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+from memory_titan.store.item import Item, Seqs, Vector
+
+
+class Backend(Protocol):
+    """One store. All of it is safe for threads; writing happens within `transaction()`, all or nothing."""
+
+    dim: int | None
+    read_only: bool
+    exclusive: bool  # nobody else writes while this one is open
+
+    def transaction(self) -> AbstractContextManager[None]:
+        """Alone in writing to this store until it ends. Nested ones are part of the outermost."""
+
+    def open_indexes(self, dim: int) -> None:
+        """Needed once before searching and adding, when the width of the vectors is known."""
+
+    def refresh(self) -> None:
+        """Catch up with what others have written."""
+
+    def close(self) -> None:
+        """Let go."""
+
+    def add(self, items: Sequence[Item]) -> None:
+        """Insert items; each is given its `seq`, greater than all before."""
+
+    def update(self, rows: Iterable[tuple[int, int, float | None, float]]) -> None:
+        """Set (seq, places, surprise, value)."""
+
+    def count_use(self, uses: dict[int, int]) -> None:
+        """Add to the `used` of items, by seq."""
+
+    def delete(self, seqs: Sequence[int]) -> None:
+        """Delete items with all that is known of them."""
+
+    def erase(self, wait: float = ...) -> bool:
+        """Overwrite what was deleted, as far as the database is ours to overwrite. False: later, someone is reading."""
+
+    def meta(self, key: str, default: Any = None) -> Any:
+        """A JSON value that was kept."""
+
+    def set_meta(self, key: str, value: Any) -> None:
+        """Keep one."""
+
+    def blob(self, name: str) -> bytes | None:
+        """Bytes that were kept."""
+
+    def set_blob(self, name: str, data: bytes | None) -> None:
+        """Keep them; None: no longer."""
+
+    def append_log(self, position: int, vectors: Vector) -> None:
+        """Vectors `[n, dim]` written to the neural memory, the first at `position`."""
+
+    def log(self, start: int) -> tuple[list[int], Vector]:
+        """Positions from `start` on, ascending, and their vectors."""
+
+    def clear_log(self) -> None:
+        """A checkpoint covers the log, or it is void."""
+
+    def get(self, seqs: Sequence[int] | Seqs, full: bool = False) -> list[Item]:
+        """The items that are there, in the given order; with `full`, vectors and terms too."""
+
+    def seqs_of(self, ids: Sequence[str]) -> dict[str, int]:
+        """id -> seq, of those that are there."""
+
+    def select(
+        self,
+        where: dict[str, Any] | None = None,
+        places: int | None = None,
+        after: float | None = None,
+        before: float | None = None,
+        order: str = "seq",
+        limit: int | None = None,
+    ) -> Seqs:
+        """Seqs that a filter lets through. `order`: "seq", "-seq", or "value", the least first."""
+
+    def count(self, places: int | None = None) -> int:
+        """Items in any of `places`."""
+
+    def nbytes(self, places: int) -> int:
+        """Bytes of the texts in any of `places`, UTF-8."""
+
+    def dense(self, vector: Vector, k: int, allowed: Seqs | None = None) -> tuple[Seqs, Vector]:
+        """The k nearest by cosine, best first."""
+
+    def lexical(self, terms: Any, k: int, allowed: Seqs | None = None) -> tuple[Seqs, Vector]:
+        """The k best by BM25 for uint32 terms, best first."""
+
+    def idf(self, terms: Any) -> Vector:
+        """Of uint32 terms, over all items: how rare each is."""
+
+    def vectors_of(self, seqs: Seqs) -> Vector:
+        """`[n, dim]`."""
+
+    def check(self) -> list[str]:
+        """What is wrong; empty: nothing."""
+
+    def backup(self, path: str | os.PathLike[str]) -> None:
+        """Copy to a new file."""
+
+    @property
+    def file_bytes(self) -> int:
+        """Of the files on disk."""
+
+
+def open_backend(
+    path: str | os.PathLike[str] | None, url: str | None, name: str, read_only: bool, durable: bool
+) -> Backend:
+    """The backend of a path, a URL, or neither."""
+    if url is None:
+        from memory_titan.store.sqlite import SqliteBackend
+
+        return SqliteBackend(path, read_only, durable)
+    if path is not None:
+        raise ValueError("give a path or a url, not both")
+    if url.partition(":")[0] not in ("postgresql", "postgres"):
+        raise ValueError(f"url must begin with postgresql://; got {url.partition(':')[0]}:...")
+    from memory_titan.store.postgres import PostgresBackend
+
+    return PostgresBackend(url, name, read_only)

@@ -1,0 +1,210 @@
+"""The long-term memory: what surprises is admitted and written to the neural weights; when it is full, the least goes.
+
+offered -> surprise: how badly the weights knew it -> admitted, or let go
+        -> value: what it would be missed for      -> written to the weights, in order
+        -> while there is too much: what is worth least goes
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from memory_titan.store.backend import Backend
+from memory_titan.store.config import LongTermMemoryConfig
+from memory_titan.store.item import LONG, PENDING, SHORT, Item, Report, Vector
+from memory_titan.store.neural import CHUNK, NeuralRecall
+from memory_titan.store.surprise import surprises, values
+
+CHECKPOINT = 1024  # vectors in the log after which the weights are written down
+HORIZON = 8192  # newest items that the weights are made of anew after something was forgotten
+STATE = "neural"  # name of the checkpoint among the blobs
+
+
+class LongTermMemory:
+    """Up to `size` items, and `max_bytes` of text, with the weights that read them.
+
+    Args:
+        backend: the store.
+        size: items.
+        dim: of the embeddings.
+        config: how it decides.
+    """
+
+    def __init__(self, backend: Backend, size: int, dim: int, config: LongTermMemoryConfig) -> None:
+        self.backend, self.size, self.config = backend, size, config
+        self.neural = NeuralRecall(dim, config)
+        # In a memory that things pass through, what is not used loses `forget_rate` of its value with every `size` items.
+        self._fading = -math.log(max(1e-6, 1.0 - config.forget_rate)) / size
+        self._epoch: int | None = None  # of the weights in the database; they are made anew with every epoch
+        self._saved = 0  # what the checkpoint covers
+        self._void = False  # they have to be made anew
+        self._lock = threading.RLock()  # of the weights; taken after the backend's, never before
+        self._follow()
+
+    @property
+    def due(self) -> bool:
+        """Whether there is a chunk to consolidate."""
+        return self.backend.count(PENDING) >= CHUNK
+
+    # -- writing, within a transaction
+
+    def consolidate(self) -> Report:
+        """Decide on everything that is pending."""
+        report = Report()
+        self.catch_up()
+        pending = self.backend.select(places=PENDING)
+        for start in range(0, len(pending), CHUNK):
+            self._admit(self.backend.get(pending[start : start + CHUNK], full=True), report)
+        self._evict(report)
+        if self.neural.written - self._saved >= CHECKPOINT:
+            self.checkpoint()
+        return report
+
+    def _admit(self, items: list[Item], report: Report) -> None:
+        vectors = np.stack([item.vector for item in items])
+        new = surprises(vectors, self.neural)
+        worth = values(items, new, self.backend)
+        counts = self.backend.meta("counts", {"offered": 0, "admitted": 0, "evicted": 0, "forgotten": 0})
+        rows, lost, admitted = [], [], []
+        for item, surprise, value in zip(items, new.tolist(), worth.tolist(), strict=True):
+            counts["offered"] += 1
+            if surprise >= self.config.surprise_threshold:
+                # Fading is the same for all from now on: what came later begins that much higher.
+                strength = math.log(max(value, 1e-9)) + self._fading * counts["offered"]
+                rows.append((item.seq, item.places & ~PENDING | LONG, surprise, strength))
+                admitted.append(item)
+            elif item.places & SHORT:
+                rows.append((item.seq, item.places & ~PENDING, surprise, item.value))
+                report.rejected.append(item.id)
+            else:
+                lost.append(item.seq)
+                report.rejected.append(item.id)
+        self.backend.update(rows)
+        if lost:
+            self.backend.delete(lost)
+        if admitted:
+            written = np.stack([item.vector for item in admitted])
+            self.backend.append_log(self.neural.written, written)
+            self.neural.write(written)
+            report.admitted += [item.id for item in admitted]
+        counts["admitted"] += len(admitted)
+        self.backend.set_meta("counts", counts)
+
+    def _evict(self, report: Report) -> None:
+        """While there is too much, what is worth least goes; what is in the window as well stays there."""
+        surplus = self.backend.count(LONG) - self.size
+        victims = self.backend.get(self.backend.select(places=LONG, order="value", limit=surplus)) if surplus > 0 else []
+        if self.config.max_bytes is not None:
+            excess = self.backend.nbytes(LONG) - self.config.max_bytes - sum(item.nbytes for item in victims)
+            skip, step = len(victims), CHUNK
+            while excess > 0:
+                more = self.backend.get(self.backend.select(places=LONG, order="value", limit=skip + step)[skip:])
+                if not more:
+                    break
+                for item in more:
+                    if excess <= 0:
+                        break
+                    victims.append(item)
+                    excess -= item.nbytes
+                skip += step
+        if not victims:
+            return
+        self.backend.update((i.seq, i.places & ~LONG, i.surprise, i.value) for i in victims if i.places & ~LONG)
+        self.backend.delete([item.seq for item in victims if not item.places & ~LONG])
+        report.evicted += [item.id for item in victims]
+        counts = self.backend.meta("counts")
+        counts["evicted"] += len(victims)
+        self.backend.set_meta("counts", counts)
+
+    def forget(self, items: Sequence[Item]) -> None:
+        """Items are about to be deleted. If the weights have read one of them, they are void from now on."""
+        counts = self.backend.meta("counts")
+        if counts is None or all(item.surprise is None for item in items):
+            return  # never offered
+        counts["forgotten"] += len(items)
+        self.backend.set_meta("counts", counts)
+        self._begin_epoch(None)
+        self._void = True
+
+    def checkpoint(self) -> None:
+        """Write the weights down, and drop the log that they cover."""
+        self.catch_up()
+        if self.neural.written != self._saved:
+            self._save()
+
+    def _save(self) -> None:
+        self.backend.set_blob(STATE, self.neural.to_bytes())
+        self.backend.clear_log()
+        self._saved = self.neural.written
+
+    def _begin_epoch(self, data: bytes | None) -> None:
+        """From now on the weights are `data`; None: they have to be made anew."""
+        self.backend.set_meta("epoch", [self.backend.meta("epoch", [0, False])[0] + 1, data is None])
+        self.backend.set_blob(STATE, data)
+        self.backend.clear_log()
+
+    # -- the weights
+
+    def recall(self, vector: Vector) -> Vector:
+        """What the weights answer to `[dim]`."""
+        if self._void and not self.backend.read_only:
+            with self.backend.transaction():
+                self.catch_up()
+        elif not self.backend.exclusive or self._epoch is None:
+            self._follow()
+        return self.neural.recall(vector)
+
+    def lost_track(self) -> None:
+        """A transaction was rolled back: the weights may have read what the database does not hold."""
+        self._epoch = None
+
+    def catch_up(self) -> None:
+        """Within a transaction: bring the weights to where the database stands; anew where they are void."""
+        with self._lock:
+            self._follow()
+            if self._void:
+                self._rebuild()
+
+    def _follow(self) -> None:
+        """To the database's checkpoint, then along its log. Void weights are empty until a writer makes them anew."""
+        with self._lock:
+            epoch, void = self.backend.meta("epoch", [0, False])
+            positions, vectors = self.backend.log(self.neural.written)
+            if epoch != self._epoch or (positions and positions[0] > self.neural.written):
+                self.neural.reset()
+                blob = self.backend.blob(STATE)
+                if blob is not None and not self.neural.load_bytes(blob):
+                    void = True  # they were written with other settings than today's
+                self._epoch, self._saved = epoch, self.neural.written
+                positions, vectors = self.backend.log(self.neural.written)
+            self._void = void
+            if positions and positions[0] == self.neural.written and not void:
+                self.neural.write(vectors)
+
+    def _rebuild(self) -> None:
+        """Read what is held anew, in its order."""
+        self.neural.reset()
+        seqs = self.backend.select(places=LONG, order="-seq", limit=HORIZON)[::-1]
+        if len(seqs):
+            self.neural.write(self.backend.vectors_of(seqs))
+        self._begin_epoch(self.neural.to_bytes())
+        self._epoch, self._saved, self._void = self.backend.meta("epoch")[0], self.neural.written, False
+
+    def stats(self) -> dict[str, Any]:
+        """JSON."""
+        counts = self.backend.meta("counts", {"offered": 0, "admitted": 0, "evicted": 0, "forgotten": 0})
+        self._follow()
+        return {
+            "items": self.backend.count(LONG),
+            "size": self.size,
+            "bytes": self.backend.nbytes(LONG),
+            "max_bytes": self.config.max_bytes,
+            "pending": self.backend.count(PENDING),
+            **counts,
+            "weights": {"written": self.neural.written, "norm": round(self.neural.norm, 4), **self.neural.identity},
+        }
