@@ -64,7 +64,13 @@ def mag(query: Vector, memories: Memories) -> Plan:
     known = _cosine(query, memories.recall(query))
     gate = 1.0 / (1.0 + np.exp(-4.0 * (known - memories.nearest_short(query))))
     # both near 1 when the gate is undecided: the mix reorders, it does not hide
-    return Plan(query, short=float(min(1.0, 2.0 * (1.0 - gate))), long=float(min(1.0, 2.0 * gate)), gate=float(gate), recalled=known)
+    return Plan(
+        query,
+        short=float(min(1.0, 2.0 * (1.0 - gate))),
+        long=float(min(1.0, 2.0 * gate)),
+        gate=float(gate),
+        recalled=known,
+    )
 
 
 def mal(query: Vector, memories: Memories) -> Plan:

@@ -41,7 +41,7 @@ class Backend(Protocol):
     def delete(self, seqs: Sequence[int]) -> None:
         """Delete items with all that is known of them."""
 
-    def erase(self, wait: float = ...) -> bool:
+    def erase(self) -> bool:
         """Overwrite what was deleted, as far as the database is ours to overwrite. False: later, someone is reading."""
 
     def meta(self, key: str, default: Any = None) -> Any:

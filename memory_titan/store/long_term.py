@@ -98,7 +98,9 @@ class LongTermMemory:
     def _evict(self, report: Report) -> None:
         """While there is too much, what is worth least goes; what is in the window as well stays there."""
         surplus = self.backend.count(LONG) - self.size
-        victims = self.backend.get(self.backend.select(places=LONG, order="value", limit=surplus)) if surplus > 0 else []
+        victims = (
+            self.backend.get(self.backend.select(places=LONG, order="value", limit=surplus)) if surplus > 0 else []
+        )
         if self.config.max_bytes is not None:
             excess = self.backend.nbytes(LONG) - self.config.max_bytes - sum(item.nbytes for item in victims)
             skip, step = len(victims), CHUNK

@@ -160,7 +160,9 @@ class TitansManager:
         if len(set(names)) != count:
             raise ValueError("the same id is given twice")
         now = time.time()
-        created = [now if t is None else seconds(t) for t in _each(times, count, "times", (str, int, float, datetime.datetime))]
+        created = [
+            now if t is None else seconds(t) for t in _each(times, count, "times", (str, int, float, datetime.datetime))
+        ]
         sessions = _each(session, count, "session", str)
         for start in range(0, count, BATCH):
             part = slice(start, start + BATCH)
@@ -439,7 +441,9 @@ class TitansManager:
 
     def _check_width(self, vectors: Any) -> None:
         if vectors.shape[1] != self.backend.dim:
-            raise ValueError(f"{self.embedder.name} made vectors {vectors.shape[1]} wide; the store's are {self.backend.dim}")
+            raise ValueError(
+                f"{self.embedder.name} made vectors {vectors.shape[1]} wide; the store's are {self.backend.dim}"
+            )
 
 
 def seconds(when: Time) -> float:

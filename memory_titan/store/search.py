@@ -67,5 +67,17 @@ class Search:
 
 def _hit(item: Item, score: float, why: dict[str, float]) -> Hit:
     created = datetime.datetime.fromtimestamp(item.created, datetime.timezone.utc).isoformat()
-    return Hit(content=item.content, score=score, source=item.source, id=item.id, metadata=item.metadata, surprise=item.surprise,
-               created=created, session=item.session, why=why, duplicates=[], replaces=[], replaced_by=None)
+    return Hit(
+        content=item.content,
+        score=score,
+        source=item.source,
+        id=item.id,
+        metadata=item.metadata,
+        surprise=item.surprise,
+        created=created,
+        session=item.session,
+        why=why,
+        duplicates=[],
+        replaces=[],
+        replaced_by=None,
+    )

@@ -33,7 +33,6 @@ from memory_titan.store.words import WordIndex
 
 APPLICATION, VERSION = 0x4D544954, 1  # "MTIT"
 READERS = 8  # connections that wait to be used
-ERASING = 5.0  # seconds to wait for readers before the log can be emptied
 SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE items (
@@ -54,6 +53,7 @@ CREATE INDEX gone_change ON gone (change);
 CREATE TABLE log (position INTEGER PRIMARY KEY, vector BLOB NOT NULL);
 CREATE TABLE blobs (name TEXT PRIMARY KEY, data BLOB NOT NULL);
 INSERT INTO meta VALUES ('change', '0');
+INSERT INTO meta VALUES ('gone_from', '0');
 """
 COLUMNS = "seq, id, content, metadata, created, session, places, surprise, value, used"
 
@@ -80,7 +80,7 @@ class SqliteBackend:
         self._depth = 0  # of nested transactions
         self._owner: int | None = None  # thread that is within one
         self._file_lock: FileLock | None = None
-        self._erase_due = False
+        self.erasing = 5.0  # seconds to wait for readers before the log can be emptied
         self._pool: queue.LifoQueue[sqlite3.Connection] = queue.LifoQueue()
         if read_only and (self.path is None or not self.path.exists()):
             raise StoreFileError(f"there is no store to read at {path}")
@@ -94,9 +94,10 @@ class SqliteBackend:
             if isinstance(error, (sqlite3.Error, OSError)):
                 raise self._plain(error) from error
             raise
-        self._vectors: VectorIndex | None = None
+        self._vectors: VectorIndex | None = None  # from open_indexes on
         self._words = WordIndex()
         self._seen, self._data_version = -1, None
+        self._newest = -1  # seq in the indexes
         self.dim: int | None = None
 
     # -- opening and closing
@@ -152,6 +153,12 @@ class SqliteBackend:
     def close(self) -> None:
         """Finish; the file then stands alone, its log emptied."""
         with self._lock:
+            if not self.read_only:
+                with self.transaction():  # what has no reader to tell any more
+                    self._db.execute("DELETE FROM gone")
+                    self._db.execute(
+                        "UPDATE meta SET value = (SELECT value FROM meta WHERE key = 'change') WHERE key = 'gone_from'"
+                    )
             self.erase()
             while not self._pool.empty():
                 self._pool.get_nowait().close()
@@ -270,11 +277,14 @@ class SqliteBackend:
                 for i in items
             ),
         )
-        db.executemany("INSERT INTO vectors VALUES (?, ?, ?)", ((i.seq, i.vector.tobytes(), pack(i.terms)) for i in items))
+        db.executemany(
+            "INSERT INTO vectors VALUES (?, ?, ?)", ((i.seq, i.vector.tobytes(), pack(i.terms)) for i in items)
+        )
         tags = [(key, kind, value, i.seq) for i in items if i.metadata for key, kind, value in tag_rows(i.metadata)]
         if tags:
             db.executemany("INSERT OR IGNORE INTO tags VALUES (?, ?, ?, ?)", tags)
-        self._after.append(lambda: self._index(items))
+        seqs, vectors = [i.seq for i in items], np.stack([i.vector for i in items])
+        self._after.append(lambda: self._follow(seqs, vectors, [i.terms for i in items]))
 
     def update(self, rows: Iterable[tuple[int, int, float | None, float]]) -> None:
         """Set (seq, places, surprise, value)."""
@@ -316,20 +326,17 @@ class SqliteBackend:
         """Forget the log: a checkpoint covers it, or it is void."""
         self._db.execute("DELETE FROM log")
 
-    def erase(self, wait: float = ERASING) -> bool:
+    def erase(self) -> bool:
         """Empty the write-ahead log, so that nothing deleted is left in a file. False while a reader still needs it."""
         if self.path is None or self.read_only:
             return True
         with self._lock:
             try:
-                self._db.execute(f"PRAGMA busy_timeout={int(wait * 1000)}")
+                self._db.execute(f"PRAGMA busy_timeout={int(self.erasing * 1000)}")
                 busy = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
                 self._db.execute("PRAGMA busy_timeout=10000")
             except sqlite3.Error as error:
-                if "closed" in str(error):
-                    return True
                 raise self._plain(error) from error
-            self._erase_due = bool(busy)
             return not busy
 
     # -- reading
@@ -349,7 +356,9 @@ class SqliteBackend:
     def log(self, start: int) -> tuple[list[int], Vector]:
         """Positions from `start` on, and their vectors `[n, dim]`."""
         with self._reading() as db:
-            rows = db.execute("SELECT position, vector FROM log WHERE position >= ? ORDER BY position", (start,)).fetchall()
+            rows = db.execute(
+                "SELECT position, vector FROM log WHERE position >= ? ORDER BY position", (start,)
+            ).fetchall()
         return [row[0] for row in rows], _matrix([row[1] for row in rows], self.dim)
 
     def get(self, seqs: Sequence[int] | Seqs, full: bool = False) -> list[Item]:
@@ -444,29 +453,34 @@ class SqliteBackend:
                 return
             try:
                 self._db.execute("BEGIN")
-                change = int(self._db.execute("SELECT value FROM meta WHERE key = 'change'").fetchone()[0])
+                told = dict(
+                    self._db.execute("SELECT key, value FROM meta WHERE key IN ('change', 'gone_from')").fetchall()
+                )
+                if self._seen < int(told["gone_from"]):  # too long ago to tell what is gone
+                    self._vectors, self._words, self._newest = VectorIndex(self._vectors.dim), WordIndex(), -1
                 gone = self._db.execute("SELECT seq FROM gone WHERE change > ? ORDER BY seq", (self._seen,)).fetchall()
-                known = self._vectors.last if len(self._vectors) else -1
-                rows = self._db.execute("SELECT seq, vector, terms FROM vectors WHERE seq > ? ORDER BY seq", (known,))
-                new = rows.fetchall()
+                sql = "SELECT seq, vector, terms FROM vectors WHERE seq > ? ORDER BY seq"
+                new = self._db.execute(sql, (self._newest,)).fetchall()
                 self._db.execute("COMMIT")
             except sqlite3.Error as error:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 raise self._plain(error) from error
-            if self._seen >= 0 and gone:
+            if gone and self._newest >= 0:
                 self._unindex(np.array([row[0] for row in gone], np.int64))
-            if new:
-                seqs = np.array([row[0] for row in new], np.int64)
-                self._words.add(seqs, [unpack(row[2]) for row in new])
-                self._vectors.add(seqs, _matrix([row[1] for row in new], self.dim))
-            self._seen, self._data_version = change, version
+            for part in _parts(new, 8192):
+                self._follow(
+                    [row[0] for row in part], _matrix([row[1] for row in part], self.dim), [unpack(r[2]) for r in part]
+                )
+            self._seen, self._data_version = int(told["change"]), version
 
-    def _index(self, items: Sequence[Item]) -> None:
+    def _follow(self, seqs: list[int], vectors: Vector, terms: list[Any]) -> None:
+        """New items into the indexes."""
         assert self._vectors is not None
-        seqs = np.array([item.seq for item in items], np.int64)
-        self._words.add(seqs, [item.terms for item in items])
-        self._vectors.add(seqs, np.stack([item.vector for item in items]))
+        numbers = np.array(seqs, np.int64)
+        self._words.add(numbers, terms)
+        self._vectors.add(numbers, vectors)
+        self._newest = seqs[-1]
 
     def _unindex(self, seqs: Seqs) -> None:
         assert self._vectors is not None
@@ -505,7 +519,9 @@ class SqliteBackend:
         """What is wrong with the file, by SQLite's own examination; empty: nothing."""
         with self._reading() as db:
             rows = [row[0] for row in db.execute("PRAGMA integrity_check")]
-            loose = db.execute("SELECT COUNT(*) FROM items LEFT JOIN vectors USING (seq) WHERE vector IS NULL").fetchone()
+            loose = db.execute(
+                "SELECT COUNT(*) FROM items LEFT JOIN vectors USING (seq) WHERE vector IS NULL"
+            ).fetchone()
         problems = [row for row in rows if row != "ok"]
         return problems + ([f"{loose[0]} items without a vector"] if loose[0] else [])
 

@@ -11,7 +11,11 @@ from memory_titan.store.neural import NeuralRecall
 
 def surprises(vectors: Vector, neural: NeuralRecall) -> Vector:
     """`[n]`, 0 to 1: how badly the weights know each of `[n, dim]`, `|M(x) - x|^2`."""
-    return np.clip(np.square(neural.recall(vectors) - vectors).sum(-1), 0.0, 1.0) if neural.written else np.ones(len(vectors), np.float32)
+    return (
+        np.clip(np.square(neural.recall(vectors) - vectors).sum(-1), 0.0, 1.0)
+        if neural.written
+        else np.ones(len(vectors), np.float32)
+    )
 
 
 def values(items: list[Item], surprise: Vector, backend: Backend) -> Vector:
