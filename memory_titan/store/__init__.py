@@ -1,0 +1,1 @@
+"""A memory store for applications: a database that is the truth, and indexes in memory that follow it."""
