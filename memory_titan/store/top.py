@@ -45,9 +45,9 @@ def where(ascending: NDArray[np.int64], wanted: NDArray[np.int64]) -> tuple[Ints
 
 
 def grown(array: NDArray, used: int, more: NDArray) -> NDArray:  # type: ignore[type-arg]
-    """`array` with `more` behind its first `used`: in place where there is room, else in a copy of twice the size."""
+    """`array` with `more` behind its first `used`: in place where there is room, else in a larger copy."""
     if used + len(more) > len(array):
-        larger = np.empty((max(2 * used, used + len(more), 64), *array.shape[1:]), array.dtype)
+        larger = np.empty((max(2 * used, 5 * (used + len(more)) // 4, 64), *array.shape[1:]), array.dtype)
         larger[:used] = array[:used]
         array = larger
     array[used : used + len(more)] = more
