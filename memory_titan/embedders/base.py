@@ -30,7 +30,7 @@ class BaseEmbedder(ABC):
     def name(self) -> str:
         """What a store writes down, to refuse another model's vectors later; by default the class's full name.
 
-        A subclass whose vectors depend on more than its class, such as a model's name, sets `self.name` or overrides it.
+        A subclass whose vectors depend on more than its class, such as a model's name, sets `self.name` or overrides.
         """
         return _name_of(type(self))
 
@@ -38,7 +38,7 @@ class BaseEmbedder(ABC):
         """One vector [dim] for a text that is searched for. Models that treat queries differently override this."""
         return self.encode([text])[0]
 
-    def discard(self, texts: Sequence[str]) -> None:
+    def discard(self, texts: Sequence[str]) -> None:  # noqa: B027 (most embedders keep nothing)
         """Forget what is kept of these texts: nothing, but in a cache."""
 
     def encode(self, texts: Sequence[str]) -> Rows:
@@ -47,9 +47,12 @@ class BaseEmbedder(ABC):
         No texts give [0, 0] without asking the embedder. Raises ValueError, naming the embedder and what it gave, if
         that is not one row of finite real numbers for each text.
         """
-        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-            raise ValueError(f"{self.name} embeds a list of strings, not {_what(texts)}")
-        return self._unit(self.embed(list(texts)), len(texts)) if texts else np.zeros((0, 0), np.float32)
+        if isinstance(texts, str):
+            raise ValueError(f"{self.name} embeds a list of strings, not one string")
+        texts = list(texts)
+        if other := [text for text in texts if not isinstance(text, str)]:
+            raise ValueError(f"{self.name} embeds a list of strings, not of {_what(other[0])}")
+        return self._unit(self.embed(texts), len(texts)) if texts else np.zeros((0, 0), np.float32)
 
     def encode_query(self, text: str) -> Rows:
         """float32 [dim] of unit length: what embed_query gives, checked as in encode."""
@@ -71,10 +74,8 @@ class BaseEmbedder(ABC):
         if not np.isfinite(rows).all():
             row = int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])
             raise ValueError(f"{expected}; row {row} of the {count} it gave holds NaN or infinity")
-        # by its largest number first: the squares of very large or small numbers would leave the range
-        for measure in (lambda: np.abs(rows).max(axis=1), lambda: np.linalg.norm(rows, axis=1)):
-            length = measure()
-            rows = rows / np.where(length > 0, length, 1)[:, None]
+        rows = rows / _or_one(np.abs(rows).max(axis=1))  # first, as the squares of very large or small numbers are none
+        rows = rows / _or_one(np.linalg.norm(rows, axis=1))
         return rows.astype(np.float32)
 
 
@@ -92,16 +93,14 @@ class CallableEmbedder(BaseEmbedder):
     ) -> None:
         if not callable(function):
             raise ValueError(f"an embedder's function can be called; {_what(function)} cannot")
-        self.function, self.query = function, query
+        self.function = function
+        if query:
+            self.embed_query = query  # type: ignore[method-assign, assignment]
         self.name = name or _name_of(function if hasattr(function, "__qualname__") else type(function))
 
     def embed(self, texts: list[str]) -> Any:
         """What the function gives."""
         return self.function(texts)
-
-    def embed_query(self, text: str) -> Any:
-        """What the function for queries gives, if there is one."""
-        return self.query(text) if self.query else super().embed_query(text)
 
 
 # The methods of others' embedders: for texts, and for one query.
@@ -120,7 +119,7 @@ def as_embedder(given: Any) -> BaseEmbedder:
     """
     if isinstance(given, BaseEmbedder):
         return given
-    if not isinstance(given, type):
+    if not isinstance(given, (type, str, bytes)):  # text too has a method `encode`
         for documents, query in METHODS:
             if callable(getattr(given, documents, None)):
                 ask = getattr(given, query, None) if query else None
@@ -130,9 +129,14 @@ def as_embedder(given: Any) -> BaseEmbedder:
     hint = " (a class: make an object of it)" if isinstance(given, type) else ""
     hint = " (a model's name? SentenceTransformerEmbedder(name))" if isinstance(given, str) else hint
     raise TypeError(
-        f"no embedder: {_what(given)}{hint}. An embedder is a BaseEmbedder, an object with embed(texts) or encode(texts), "
+        f"no embedder: {_what(given)}{hint}. Taken are a BaseEmbedder, an object with embed(texts) or encode(texts), "
         "one of LangChain's with embed_documents(texts) and embed_query(text), or a function of a list of texts"
     )
+
+
+def _or_one(length: Any) -> Any:
+    """[n] -> [n, 1], zeros replaced, to divide by."""
+    return np.where(length > 0, length, 1)[:, None]
 
 
 def _name_of(thing: Any) -> str:
@@ -141,7 +145,9 @@ def _name_of(thing: Any) -> str:
 
 def _name_of_object(given: Any) -> str:
     """Its class, and its model where it says which."""
-    model = next((m for m in (getattr(given, key, None) for key in ("model_name", "model")) if isinstance(m, str)), None)
+    model = next(
+        (m for m in (getattr(given, key, None) for key in ("model_name", "model")) if isinstance(m, str)), None
+    )
     return _name_of(type(given)) + (f":{model}" if model else "")
 
 

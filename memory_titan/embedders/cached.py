@@ -45,7 +45,8 @@ class CachedEmbedder(BaseEmbedder):
         self._lock = threading.Lock()  # for the vectors and the file
         self._embedding = threading.Lock()  # for the embedder; taken first
         # a query shares its vector with the same text unless the embedder treats queries differently
-        self._queries_differ = type(self.embedder).embed_query is not BaseEmbedder.embed_query
+        ask = getattr(self.embedder.embed_query, "__func__", None)
+        self._queries_differ = ask is not BaseEmbedder.embed_query
         self._file = _opened(fspath(path), self.name) if path is not None else None
 
     def __len__(self) -> int:
@@ -124,27 +125,28 @@ ONE = "SELECT vector FROM vectors WHERE hash = ?"
 
 
 def _hash(text: str, kind: str = "") -> bytes:
-    # no text holds the separator's surrogate in valid UTF-8; half pairs, which are no valid text, must not stop a cache
+    # half of a surrogate pair is no valid text, but that is for the embedder to say
     return sha256(f"{kind}\0{text}".encode("utf-8", "surrogatepass")).digest()
 
 
 def _opened(path: str, name: str) -> sqlite3.Connection:
-    file = sqlite3.connect(path, timeout=30, check_same_thread=False)
+    file = None
     try:
+        file = sqlite3.connect(path, timeout=30, check_same_thread=False)
         file.execute("PRAGMA secure_delete = ON")
         (application,) = file.execute("PRAGMA application_id").fetchone()
         (tables,) = file.execute("SELECT count(*) FROM sqlite_master").fetchone()
         if tables and application != APPLICATION:
-            raise ValueError(f"{path} is another program's database, no cache of vectors")
+            raise ValueError("it is another program's database")
         with file:
-            file.executescript(SCHEMA)
+            if not tables:
+                file.executescript(SCHEMA)
             file.execute("INSERT INTO model SELECT ? WHERE NOT EXISTS (SELECT 1 FROM model)", (name,))
         (held,) = file.execute("SELECT name FROM model").fetchone()
         if held != name:
-            raise ValueError(f"{path} holds the vectors of {held}, not of {name}; each model has a cache of its own")
+            raise ValueError(f"it holds the vectors of {held}, not of {name}; each model has a file of its own")
     except (ValueError, sqlite3.Error) as error:
-        file.close()
-        if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
-            raise ValueError(f"{path} is no cache of vectors: {error}") from error
-        raise
+        if file:
+            file.close()
+        raise ValueError(f"{path} cannot be the cache: {error}") from error
     return file

@@ -1,1 +1,1 @@
-"""A memory store for applications: a database that is the truth, and indexes in memory that follow it."""
+"""A memory for applications: three memories over one database, and three ways to combine them."""
