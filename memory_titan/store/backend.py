@@ -5,9 +5,33 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from memory_titan.store.item import Item, Seqs, Vector
+from memory_titan.store.sessions import Places
+
+
+@dataclass(frozen=True)
+class Words:
+    """Of m terms and n items.
+
+    Attributes:
+        counts: `[m, n]`, how often each term stands in each item.
+        lengths: `[n]`, tokens of each item.
+        frequencies: `[m]`, items of the whole store that hold each term.
+        items: in the whole store.
+        mean_length: tokens of an item of the store, on average.
+    """
+
+    counts: NDArray[np.float64]
+    lengths: NDArray[np.float64]
+    frequencies: NDArray[np.int64]
+    items: int
+    mean_length: float
 
 
 class Backend(Protocol):
@@ -94,8 +118,17 @@ class Backend(Protocol):
     def lexical(self, terms: Any, k: int, allowed: Seqs | None = None) -> tuple[Seqs, Vector]:
         """The k best by BM25 for uint32 terms, best first."""
 
-    def idf(self, terms: Any) -> Vector:
-        """Of uint32 terms, over all items: how rare each is."""
+    def words_of(self, terms: Any, seqs: Seqs) -> Words:
+        """Counts of uint32 terms in items, and in how many of all items each term stands."""
+
+    def places(self, seqs: Seqs) -> Places:
+        """Where items stand in their sessions; session -1 for what is not there."""
+
+    def seqs_at(self, sessions: NDArray[np.int64], positions: NDArray[np.int64]) -> Seqs:
+        """The items at these places, ascending; empty places are left out."""
+
+    def named(self, query: str) -> set[int]:
+        """The speakers that a query names."""
 
     def vectors_of(self, seqs: Seqs) -> Vector:
         """`[n, dim]`."""

@@ -29,6 +29,8 @@ class Item:
         metadata: a JSON object.
         created: seconds since 1970, when it was said.
         session: what it was said in; neighbours in a session lend each other meaning.
+        position: in the session, given by the store.
+        speaker: who said it, if known.
         vector: `[dim]`, float32, of length 1.
         terms: uint32, one a word of the content, hashed.
         places: bits, where it is held: SHORT, LONG, PERSISTENT, PENDING.
@@ -47,6 +49,8 @@ class Item:
     terms: NDArray[np.uint32]
     places: int = 0
     seq: int = -1
+    position: int = 0
+    speaker: str | None = None
     surprise: float | None = None
     value: float = 0.0
     used: int = 0

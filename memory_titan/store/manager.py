@@ -22,11 +22,10 @@ from memory_titan.store.errors import EmbedderMismatchError, StoreError
 from memory_titan.store.item import PLACES, SHORT, Hit, Item, MemoryType, Report, Seqs, Vector
 from memory_titan.store.long_term import LongTermMemory
 from memory_titan.store.persistent import PersistentMemory
-from memory_titan.store.search import RankingConfig
-from memory_titan.store.search import Search
+from memory_titan.store.search import RankingConfig, Search
 from memory_titan.store.short_term import ShortTermMemory
-from memory_titan.store.where import check_metadata, check_where
 from memory_titan.store.terms import term_ids
+from memory_titan.store.where import check_metadata, check_where
 
 PROBE = "The quick brown fox jumps over the lazy dog."  # its embedding tells one model from another
 SAME_MODEL = 0.99  # cosine of the probe's embeddings
@@ -136,7 +135,9 @@ class TitansManager:
             ids: unique names; None: new ones. What has the same id already is replaced.
             times: when each was said: seconds since 1970, ISO 8601 (taken as UTC where it says no zone) or datetime; one
                 for all, or one each; None: now.
-            session: what they were said in, one for all or one each.
+            session: what they were said in, one for all or one each; None: metadata's "session", or the store's one stream.
+                Items that follow each other in a session lend each other meaning: give texts that have nothing to do
+                with each other sessions of their own.
             progress: called with the number of texts written, after each batch of them.
 
         Returns:
@@ -164,6 +165,8 @@ class TitansManager:
             now if t is None else seconds(t) for t in _each(times, count, "times", (str, int, float, datetime.datetime))
         ]
         sessions = _each(session, count, "session", str)
+        if session is None:
+            sessions = [m["session"] if isinstance(m.get("session"), str) else None for m in metadatas]
         for start in range(0, count, BATCH):
             part = slice(start, start + BATCH)
             vectors = self.embedder.encode(texts[part])
@@ -238,7 +241,7 @@ class TitansManager:
             allowed = self.backend.select(where, places, low, high)
         vector = self._encode_query(query)
         plan = ARCHITECTURES[self.architecture](vector, self._memories())
-        hits, seqs = self._search(query, vector, plan, top_k, allowed)
+        hits, seqs = self._search(query, plan, top_k, allowed)
         if not self.backend.read_only:
             with self._lock:
                 for seq in seqs:

@@ -24,8 +24,10 @@ from urllib.parse import quote
 import numpy as np
 from filelock import FileLock, Timeout
 
+from memory_titan.store.backend import Words
 from memory_titan.store.errors import StoreError, StoreFileError, StoreLockedError, StoreReadOnlyError
 from memory_titan.store.item import Item, Seqs, Vector
+from memory_titan.store.sessions import Places, SessionIndex, speaker_of
 from memory_titan.store.terms import pack, unpack
 from memory_titan.store.vectors import VectorIndex
 from memory_titan.store.where import sqlite_clause, tag_rows
@@ -37,7 +39,7 @@ SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE items (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, content TEXT NOT NULL, metadata TEXT NOT NULL,
-    created REAL NOT NULL, session TEXT, places INTEGER NOT NULL, surprise REAL, value REAL NOT NULL,
+    created REAL NOT NULL, session TEXT, position INTEGER NOT NULL, speaker TEXT, places INTEGER NOT NULL, surprise REAL, value REAL NOT NULL,
     used INTEGER NOT NULL, change INTEGER NOT NULL);
 CREATE INDEX items_change ON items (change);
 CREATE INDEX items_created ON items (created);
@@ -55,7 +57,7 @@ CREATE TABLE blobs (name TEXT PRIMARY KEY, data BLOB NOT NULL);
 INSERT INTO meta VALUES ('change', '0');
 INSERT INTO meta VALUES ('gone_from', '0');
 """
-COLUMNS = "seq, id, content, metadata, created, session, places, surprise, value, used"
+COLUMNS = "seq, id, content, metadata, created, session, position, speaker, places, surprise, value, used"
 
 
 class SqliteBackend:
@@ -96,6 +98,7 @@ class SqliteBackend:
             raise
         self._vectors: VectorIndex | None = None  # from open_indexes on
         self._words = WordIndex()
+        self._sessions = SessionIndex()
         self._seen, self._data_version = -1, None
         self._newest = -1  # seq in the indexes
         self.dim: int | None = None
@@ -129,7 +132,7 @@ class SqliteBackend:
         application = db.execute("PRAGMA application_id").fetchone()[0]
         version = db.execute("PRAGMA user_version").fetchone()[0]
         empty = not db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()
-        if empty and self.read_only or not empty and application != APPLICATION:
+        if (empty and self.read_only) or (not empty and application != APPLICATION):
             raise StoreFileError(f"{self.path} is no memory-titan store")
         if version > VERSION:
             raise StoreFileError(
@@ -205,6 +208,7 @@ class SqliteBackend:
             self._depth, self._owner = 1, threading.get_ident()
             self._change: int | None = None
             self._after: list[Callable[[], None]] = []
+            self._added: dict[str | None, int] = {}  # items by session, not in the index yet
             try:
                 yield
                 if self._change is not None:
@@ -256,10 +260,16 @@ class SqliteBackend:
         """Insert items; each is given its `seq`."""
         change, db = self._next_change(), self._db
         last = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'items'").fetchone()
+        ends: dict[str | None, int] = {}
         for seq, item in enumerate(items, 1 + (last[0] if last else 0)):
-            item.seq = seq
+            item.seq, item.speaker = seq, speaker_of(item.content, item.metadata)
+            if item.session not in ends:
+                ends[item.session] = self._sessions.next_position(item.session) + self._added.get(item.session, 0)
+            item.position = ends[item.session]
+            ends[item.session] += 1
+            self._added[item.session] = self._added.get(item.session, 0) + 1
         db.executemany(
-            f"INSERT INTO items ({COLUMNS}, change) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            f"INSERT INTO items ({COLUMNS}, change) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 (
                     i.seq,
@@ -268,6 +278,8 @@ class SqliteBackend:
                     json.dumps(i.metadata, ensure_ascii=False),
                     i.created,
                     i.session,
+                    i.position,
+                    i.speaker,
                     i.places,
                     i.surprise,
                     i.value,
@@ -284,7 +296,8 @@ class SqliteBackend:
         if tags:
             db.executemany("INSERT OR IGNORE INTO tags VALUES (?, ?, ?, ?)", tags)
         seqs, vectors = [i.seq for i in items], np.stack([i.vector for i in items])
-        self._after.append(lambda: self._follow(seqs, vectors, [i.terms for i in items]))
+        stand = [(i.session, i.position, i.speaker) for i in items]
+        self._after.append(lambda: self._follow(seqs, vectors, [i.terms for i in items], stand))
 
     def update(self, rows: Iterable[tuple[int, int, float | None, float]]) -> None:
         """Set (seq, places, surprise, value)."""
@@ -458,8 +471,10 @@ class SqliteBackend:
                 )
                 if self._seen < int(told["gone_from"]):  # too long ago to tell what is gone
                     self._vectors, self._words, self._newest = VectorIndex(self._vectors.dim), WordIndex(), -1
+                    self._sessions = SessionIndex()
                 gone = self._db.execute("SELECT seq FROM gone WHERE change > ? ORDER BY seq", (self._seen,)).fetchall()
-                sql = "SELECT seq, vector, terms FROM vectors WHERE seq > ? ORDER BY seq"
+                sql = """SELECT seq, vector, terms, session, position, speaker FROM vectors JOIN items USING (seq)
+                         WHERE seq > ? ORDER BY seq"""
                 new = self._db.execute(sql, (self._newest,)).fetchall()
                 self._db.execute("COMMIT")
             except sqlite3.Error as error:
@@ -469,15 +484,17 @@ class SqliteBackend:
             if gone and self._newest >= 0:
                 self._unindex(np.array([row[0] for row in gone], np.int64))
             for part in _parts(new, 8192):
+                vectors = _matrix([row[1] for row in part], self.dim)
                 self._follow(
-                    [row[0] for row in part], _matrix([row[1] for row in part], self.dim), [unpack(r[2]) for r in part]
+                    [row[0] for row in part], vectors, [unpack(row[2]) for row in part], [row[3:] for row in part]
                 )
             self._seen, self._data_version = int(told["change"]), version
 
-    def _follow(self, seqs: list[int], vectors: Vector, terms: list[Any]) -> None:
-        """New items into the indexes."""
+    def _follow(self, seqs: list[int], vectors: Vector, terms: list[Any], stand: list[tuple[Any, ...]]) -> None:
+        """New items into the indexes; `stand`: session, position, speaker."""
         assert self._vectors is not None
         numbers = np.array(seqs, np.int64)
+        self._sessions.add(numbers, *zip(*stand, strict=True))
         self._words.add(numbers, terms)
         self._vectors.add(numbers, vectors)
         self._newest = seqs[-1]
@@ -486,6 +503,7 @@ class SqliteBackend:
         assert self._vectors is not None
         self._vectors.remove(seqs)
         self._words.remove(seqs)
+        self._sessions.remove(seqs)
 
     def dense(self, vector: Vector, k: int, allowed: Seqs | None = None) -> tuple[Seqs, Vector]:
         """The k nearest by cosine, best first."""
@@ -496,9 +514,23 @@ class SqliteBackend:
         """The k best by BM25 for uint32 terms, best first."""
         return self._words.search(terms, k, allowed)
 
-    def idf(self, terms: Any) -> Vector:
-        """Of uint32 terms, over all items: how rare each is."""
-        return np.asarray(self._words.idf(terms), np.float32)
+    def words_of(self, terms: Any, seqs: Seqs) -> Words:
+        """Counts of uint32 terms in items, and in how many of all items each term stands."""
+        index = self._words
+        counts, lengths = index.counts(terms, seqs), index.lengths(seqs)
+        return Words(counts, lengths, index.df(terms), len(index), index.mean_length)
+
+    def places(self, seqs: Seqs) -> Places:
+        """Where items stand in their sessions; session -1 for what is not there."""
+        return self._sessions.of(seqs)
+
+    def seqs_at(self, sessions: Any, positions: Any) -> Seqs:
+        """The items at these places, ascending; empty places are left out."""
+        return self._sessions.at(sessions, positions)
+
+    def named(self, query: str) -> set[int]:
+        """The speakers that a query names."""
+        return self._sessions.named(query)
 
     def vectors_of(self, seqs: Seqs) -> Vector:
         """`[n, dim]`."""
@@ -538,9 +570,23 @@ class SqliteBackend:
 
 
 def _item(row: tuple[Any, ...]) -> Item:
-    seq, name, content, metadata, created, session, places, surprise, value, used = row
-    nothing = np.zeros(0, np.float32), np.zeros(0, np.uint32)
-    return Item(name, content, json.loads(metadata), created, session, *nothing, places, seq, surprise, value, used)
+    seq, name, content, metadata, created, session, position, speaker, places, surprise, value, used = row
+    return Item(
+        id=name,
+        content=content,
+        metadata=json.loads(metadata),
+        created=created,
+        session=session,
+        vector=np.zeros(0, np.float32),
+        terms=np.zeros(0, np.uint32),
+        places=places,
+        seq=seq,
+        position=position,
+        speaker=speaker,
+        surprise=surprise,
+        value=value,
+        used=used,
+    )
 
 
 def _matrix(blobs: list[bytes], dim: int | None) -> Vector:

@@ -7,6 +7,7 @@ import numpy as np
 from memory_titan.store.backend import Backend
 from memory_titan.store.item import Item, Vector
 from memory_titan.store.neural import NeuralRecall
+from memory_titan.store.ranking import idf
 
 
 def surprises(vectors: Vector, neural: NeuralRecall) -> Vector:
@@ -20,4 +21,8 @@ def surprises(vectors: Vector, neural: NeuralRecall) -> Vector:
 
 def values(items: list[Item], surprise: Vector, backend: Backend) -> Vector:
     """IDF mass."""
-    return np.array([sum(backend.idf(np.unique(item.terms))) for item in items], np.float32)
+    out = []
+    for item in items:
+        words = backend.words_of(np.unique(item.terms), np.array([item.seq]))
+        out.append(idf(words.items, words.frequencies).sum())
+    return np.array(out, np.float32)

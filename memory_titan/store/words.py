@@ -194,6 +194,33 @@ class WordIndex:
             return np.zeros(len(rows))
         return np.where(there, self._all(now, query)[rows], 0.0)
 
+    def counts(self, terms: ArrayLike, seqs: ArrayLike) -> NDArray[np.float64]:
+        """How often each of `terms` [m] stands in each item: `[m, n]`; 0 for items that are not there."""
+        now = self._now
+        rows, there = where(now.seqs[: now.rows], np.asarray(seqs, np.int64).reshape(-1))
+        asked = np.asarray(terms, np.uint32).reshape(-1)
+        counts = np.zeros((len(asked), len(rows)))
+        for number, term in enumerate(asked.tolist()):
+            holders, x, _ = now.matching(term)  # ascending: the tail's rows come after the bulk's
+            if len(holders):
+                at = np.searchsorted(holders, rows).clip(max=len(holders) - 1)
+                counts[number] = np.where((holders[at] == rows) & there, 1.0 / x[at], 0.0)
+        return counts
+
+    def lengths(self, seqs: ArrayLike) -> NDArray[np.float64]:
+        """Tokens of each item, `[n]`; 0 for items that are not there."""
+        now = self._now
+        rows, there = where(now.seqs[: now.rows], np.asarray(seqs, np.int64).reshape(-1))
+        if not now.rows:
+            return np.zeros(len(rows))
+        return np.where(there, now.lengths[rows], 0).astype(np.float64)
+
+    @property
+    def mean_length(self) -> float:
+        """Tokens of an item, on average."""
+        now = self._now
+        return now.tokens / now.count if now.count else 0.0
+
     def df(self, terms: ArrayLike) -> Ints:
         """`[m]` how many items hold each term."""
         now = self._now

@@ -1,7 +1,7 @@
-"""Cycles of writing, reading and kill -9 on one store. Run as a script by test_crash.py: the parent imports once and forks.
+"""Cycles of writing, reading and kill -9 on one store. A script for test_crash.py: the parent imports once and forks.
 
-Each cycle: a writer adds batches, consolidates, forgets, and acknowledges what it did on a pipe; three readers query all the
-while; the writer is killed at a random moment, then the readers. The parent opens the store: every acknowledged item
+Each cycle: a writer adds batches, consolidates, forgets, and acknowledges what it did on a pipe; three readers query all
+the while; the writer is killed at a random moment, then the readers. The parent opens the store: every acknowledged item
 must be there, none acknowledged as forgotten, none half, and the weights must be those that the store's log gives.
 """
 
@@ -13,11 +13,11 @@ import sys
 import time
 
 import numpy as np
-from bag import BagEmbedder
 
+from bag import BagEmbedder
 from memory_titan import LongTermMemoryConfig, TitansManager
 
-OPTIONS = dict(short_term_size=100_000, long_term_config=LongTermMemoryConfig(surprise_threshold=0.0))
+OPTIONS = {"short_term_size": 100_000, "long_term_config": LongTermMemoryConfig(surprise_threshold=0.0)}
 
 
 def write(path, pipe, seed):
@@ -113,7 +113,7 @@ def main(path, cycles, seed):
             assert again.long_term.neural.written == titans.long_term.neural.written
             again.close()
             held = set(there)
-    print(json.dumps({"cycles": cycles, "items": len(held), "forgotten": len(gone)}))
+    sys.stdout.write(json.dumps({"cycles": cycles, "items": len(held), "forgotten": len(gone)}))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from bag import BagEmbedder
 
+from bag import BagEmbedder
 from memory_titan import TitansManager
 from memory_titan.embedders import CachedEmbedder
 from memory_titan.store.errors import StoreError

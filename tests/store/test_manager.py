@@ -5,8 +5,8 @@ import json
 
 import numpy as np
 import pytest
-from bag import BagEmbedder
 
+from bag import BagEmbedder
 from memory_titan import LongTermMemoryConfig, TitansManager
 from memory_titan.store.errors import EmbedderMismatchError, StoreError
 
@@ -168,9 +168,9 @@ def test_another_model_is_refused(opened):
     if not opened.kept:
         pytest.skip("in memory")
     opened().close()
-    with pytest.raises(EmbedderMismatchError, match="bag-64-0.*bag-64-1"):
+    with pytest.raises(EmbedderMismatchError, match=r"bag-64-0.*bag-64-1"):
         opened(embedder=BagEmbedder(salt=1))
-    with pytest.raises(EmbedderMismatchError, match="64 wide.*32 wide"):
+    with pytest.raises(EmbedderMismatchError, match=r"64 wide.*32 wide"):
         opened(embedder=BagEmbedder(dim=32))
 
 
@@ -189,13 +189,13 @@ def test_export_and_import(opened, tmp_path):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (dict(documents=["a"], metadata=[{}, {}]), "1 documents and 2 metadata"),
-        (dict(documents=["a", "b"], ids=["x", "x"]), "the same id"),
-        (dict(documents=["a", " "]), "document 1 is empty"),
-        (dict(documents=["a\ud800"]), "lone surrogate"),
-        (dict(documents=["a"], memory_type="medium"), "memory_type"),
-        (dict(documents=["a"], metadata=[{"x": float("nan")}]), "x"),
-        (dict(documents=["a"], times="yesterday"), "ISO 8601"),
+        ({"documents": ["a"], "metadata": [{}, {}]}, "1 documents and 2 metadata"),
+        ({"documents": ["a", "b"], "ids": ["x", "x"]}, "the same id"),
+        ({"documents": ["a", " "]}, "document 1 is empty"),
+        ({"documents": ["a\ud800"]}, "lone surrogate"),
+        ({"documents": ["a"], "memory_type": "medium"}, "memory_type"),
+        ({"documents": ["a"], "metadata": [{"x": float("nan")}]}, "x"),
+        ({"documents": ["a"], "times": "yesterday"}, "ISO 8601"),
     ],
 )
 def test_bad_documents_say_what_is_wrong(call, message):
@@ -209,9 +209,14 @@ def test_an_error_on_the_way_leaves_nothing(opened):
     titans = opened()
     titans.add_documents(DOGS)
     before = titans.long_term.recall(titans.embedder.encode(["dog"])[0])
-    with pytest.raises(RuntimeError), titans._writing():
-        titans.add_documents(["half done"] * 70)
-        raise RuntimeError
+
+    def half():
+        with titans._writing():
+            titans.add_documents(["half done"] * 70)
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        half()
     assert len(titans) == 4 and "half done" not in contents(titans.query("half done", 9))
     np.testing.assert_allclose(titans.long_term.recall(titans.embedder.encode(["dog"])[0]), before, atol=1e-6)
 
