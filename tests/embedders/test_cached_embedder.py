@@ -2,6 +2,7 @@
 
 import sqlite3
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -70,7 +71,12 @@ def test_the_longest_unused_goes_first():
 
 
 def test_many_threads_embed_each_text_once():
-    inner = Counting()
+    class Slow(Counting):
+        def embed(self, texts):
+            time.sleep(0.002)  # so that the other threads come for the same texts meanwhile
+            return super().embed(texts)
+
+    inner = Slow()
     cached = CachedEmbedder(inner)
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda k: cached.encode([f"t{(k + i) % 20}" for i in range(5)]), range(200)))

@@ -184,6 +184,9 @@ def test_a_piece_is_as_long_as_the_model_reads(minilm):
     assert "".join(pieces).replace(" ", "") == text.replace(" ", "")
     assert all(len(minilm._model.tokenizer(piece)["input_ids"]) <= 256 for piece in pieces)
     assert len(pieces) <= 2 + len(minilm._model.tokenizer(text, verbose=False)["input_ids"]) // 254
+    for begin in range(5):  # wherever the pieces would end
+        plain = "a " * begin + "antidisestablishmentarianism tokenisation " * 100
+        assert [word for piece in _pieces(plain, minilm._model) for word in piece.split()] == plain.split()
 
 
 def test_a_model_that_is_not_there_is_a_plain_error(monkeypatch):
