@@ -30,6 +30,7 @@ from memory_titan.cli.data_suites import babilong_data, lm_eval_data, ruler_data
 from memory_titan.cli.diagnose import diagnose
 from memory_titan.cli.evaluate_mag import code, needle
 from memory_titan.cli.evaluate_suites import babilong, lm_eval, ruler
+from memory_titan.cli.store import store
 from memory_titan.cli.train import train
 
 _SAVE_EVERY = 500  # sentences between two savings while reading
@@ -347,6 +348,7 @@ main.add_command(presets_command)
 main.add_command(bench)
 bench.add_command(bench_graft_command)
 main.add_command(chat)
+main.add_command(store)
 main.add_command(data)
 main.add_command(train)
 main.add_command(diagnose)

@@ -1,8 +1,8 @@
 """Three ways to combine the three memories in one query (Titans, arXiv 2501.00663, section 4).
 
-MAC  memory as context:  the long-term memory is asked first; the search goes out with the query and what was recalled.
-MAG  memory as gate:     the short-term window and the long-term memory are searched apart; a gate made of the query mixes.
-MAL  memory as layer:    the query passes through the memories in turn: persistent, long-term, and what comes out searches.
+MAC  memory as context   the long-term memory is asked first; the query and what was recalled search
+MAG  memory as gate      what the short-term and the long-term memory hold is weighed by a gate made of the query
+MAL  memory as layer     the query passes through the memories in turn, persistent and long-term; what comes out searches
 
 Each is a function from the query to a `Plan`: which vectors to search with, and how much each place's items count.
 """
@@ -60,7 +60,7 @@ def mac(query: Vector, memories: Memories) -> Plan:
 
 
 def mag(query: Vector, memories: Memories) -> Plan:
-    """Search both, and mix by how well each knows the query: g = sigmoid(4 (cos(M(q), q) - best cosine in the window))."""
+    """Search both, and mix by how well each knows the query: g = sigmoid(4 (cos(M(q), q) - window's best cosine))."""
     known = _cosine(query, memories.recall(query))
     gate = 1.0 / (1.0 + np.exp(-4.0 * (known - memories.nearest_short(query))))
     # both near 1 when the gate is undecided: the mix reorders, it does not hide

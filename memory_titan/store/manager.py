@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import json
 import os
@@ -18,21 +19,23 @@ from memory_titan.embedders import BaseEmbedder, as_embedder
 from memory_titan.store.architectures import ARCHITECTURES, Memories
 from memory_titan.store.backend import Backend, open_backend
 from memory_titan.store.config import LongTermMemoryConfig
+from memory_titan.store.documents import Time, check_text, each, record, seconds
 from memory_titan.store.errors import EmbedderMismatchError, StoreError
 from memory_titan.store.item import PLACES, SHORT, Hit, Item, MemoryType, Report, Seqs, Vector
 from memory_titan.store.long_term import LongTermMemory
 from memory_titan.store.persistent import PersistentMemory
-from memory_titan.store.search import RankingConfig, Search
+from memory_titan.store.ranking import RankingConfig
+from memory_titan.store.search import Search
 from memory_titan.store.short_term import ShortTermMemory
 from memory_titan.store.terms import term_ids
 from memory_titan.store.where import check_metadata, check_where
 
 PROBE = "The quick brown fox jumps over the lazy dog."  # its embedding tells one model from another
 SAME_MODEL = 0.99  # cosine of the probe's embeddings
+SIZES = {"short_term_size": 512, "long_term_size": 2048, "persistent_size": 64}  # of a new store
 BATCH = 256  # texts embedded and written at a time
 
 Documents = str | Sequence[str]
-Time = float | str | datetime.datetime
 
 
 class TitansManager:
@@ -51,9 +54,10 @@ class TitansManager:
     Args:
         embedder: what makes vectors of texts; see `memory_titan.embedders.as_embedder` for what else it may be.
         architecture: "mac", "mag" or "mal", how a query combines the memories; see `architectures.py`.
-        short_term_size, long_term_size, persistent_size: items that each holds.
+        short_term_size, long_term_size, persistent_size: items that each holds; None: as the store was last opened for
+            writing, and 512, 2048 and 64 for a new one.
         vector_dim: width of the embeddings, checked; None: as the embedder gives them.
-        long_term_config: how the long-term memory decides.
+        long_term_config: how the long-term memory decides; None: as the store was last opened.
         path: a file, made if it is not there; None: in memory only.
         url: "postgresql://...", instead of a path.
         name: of the store, where one database holds several (PostgreSQL). One never sees another's items.
@@ -71,9 +75,9 @@ class TitansManager:
         self,
         embedder: BaseEmbedder | Any,
         architecture: str = "mac",
-        short_term_size: int = 512,
-        long_term_size: int = 2048,
-        persistent_size: int = 64,
+        short_term_size: int | None = None,
+        long_term_size: int | None = None,
+        persistent_size: int | None = None,
         vector_dim: int | None = None,
         long_term_config: LongTermMemoryConfig | None = None,
         *,
@@ -86,14 +90,16 @@ class TitansManager:
     ) -> None:
         if architecture not in ARCHITECTURES:
             raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}; got {architecture!r}")
-        for label, size in (("short_term_size", short_term_size), ("long_term_size", long_term_size)):
-            if size < 1:
-                raise ValueError(f"{label} must be at least 1; got {size}")
-        if persistent_size < 0:
-            raise ValueError(f"persistent_size must not be negative; got {persistent_size}")
+        given = {
+            "short_term_size": short_term_size,
+            "long_term_size": long_term_size,
+            "persistent_size": persistent_size,
+        }
+        for label, size in given.items():
+            if size is not None and size < (label != "persistent_size"):
+                raise ValueError(f"{label} must be at least {int(label != 'persistent_size')}; got {size}")
         self.embedder = as_embedder(embedder)
         self.architecture = architecture
-        self.config = long_term_config or LongTermMemoryConfig()
         self._lock = threading.RLock()  # one writer at a time
         self._closed = False
         self._uses: dict[int, int] = {}  # by seq, since they were last written down
@@ -103,10 +109,11 @@ class TitansManager:
         self.backend: Backend = open_backend(path, url, name, read_only, durable)
         try:
             self._check_model(probe)
+            sizes, self.config = self._settings(given, long_term_config)
             self.backend.open_indexes(len(probe))
-            self.short_term = ShortTermMemory(self.backend, short_term_size)
-            self.long_term = LongTermMemory(self.backend, long_term_size, len(probe), self.config)
-            self.persistent = PersistentMemory(self.backend, persistent_size)
+            self.short_term = ShortTermMemory(self.backend, sizes["short_term_size"])
+            self.long_term = LongTermMemory(self.backend, sizes["long_term_size"], len(probe), self.config)
+            self.persistent = PersistentMemory(self.backend, sizes["persistent_size"])
             self._search = Search(self.backend, ranking or RankingConfig())
         except BaseException:
             self.backend.close()
@@ -130,12 +137,12 @@ class TitansManager:
         Args:
             documents: one or more texts, not empty.
             metadata: a JSON object for each, or one for all.
-            memory_type: "short_term": the window; what leaves it is then offered to the long-term memory. "long_term":
+            memory_type: "short_term": the window, and what leaves it is offered to the long-term memory. "long_term":
                 offered at once. "all": both. "persistent": held until it is forgotten by name.
             ids: unique names; None: new ones. What has the same id already is replaced.
-            times: when each was said: seconds since 1970, ISO 8601 (taken as UTC where it says no zone) or datetime; one
-                for all, or one each; None: now.
-            session: what they were said in, one for all or one each; None: metadata's "session", or the store's one stream.
+            times: when each was said, one for all or one each: seconds since 1970, ISO 8601 (UTC where it says no zone) or
+                datetime; None: now.
+            session: what they were said in, one for all or one each; None: metadata's "session", or the store's stream.
                 Items that follow each other in a session lend each other meaning: give texts that have nothing to do
                 with each other sessions of their own.
             progress: called with the number of texts written, after each batch of them.
@@ -144,15 +151,16 @@ class TitansManager:
             their ids.
 
         Raises:
-            ValueError: not so many metadata, ids, times or sessions as texts; what cannot be stored; a full persistent memory.
+            ValueError: not as many metadata, ids, times or sessions as texts; what cannot be stored; no room where it
+                goes.
         """
         texts = [documents] if isinstance(documents, str) else list(documents)
         count = len(texts)
         for number, text in enumerate(texts):
-            _check_text(text, number)
+            check_text(text, number)
         if memory_type != "all" and memory_type not in PLACES:
             raise ValueError(f"memory_type must be all, {', '.join(PLACES)}; got {memory_type!r}")
-        metadatas = [{} if m is None else m for m in _each(metadata, count, "metadata", dict)]
+        metadatas = [{} if m is None else m for m in each(metadata, count, "metadata", dict)]
         for metadatum in metadatas:
             check_metadata(metadatum)
         names = [uuid.uuid4().hex for _ in texts] if ids is None else [str(name) for name in ids]
@@ -162,9 +170,9 @@ class TitansManager:
             raise ValueError("the same id is given twice")
         now = time.time()
         created = [
-            now if t is None else seconds(t) for t in _each(times, count, "times", (str, int, float, datetime.datetime))
+            now if t is None else seconds(t) for t in each(times, count, "times", (str, int, float, datetime.datetime))
         ]
-        sessions = _each(session, count, "session", str)
+        sessions = each(session, count, "session", str)
         if session is None:
             sessions = [m["session"] if isinstance(m.get("session"), str) else None for m in metadatas]
         for start in range(0, count, BATCH):
@@ -259,7 +267,7 @@ class TitansManager:
         """The items with these ids that are there: content, id, metadata, created, session, source, surprise."""
         found = self.backend.seqs_of(list(ids))
         items = {item.id: item for item in self.backend.get(list(found.values()))}
-        return [_record(items[name]) for name in ids if name in items]
+        return [record(items[name]) for name in ids if name in items]
 
     def __len__(self) -> int:
         return self.backend.count()
@@ -311,8 +319,8 @@ class TitansManager:
         """Overwrite in the file what was deleted; `forget` does it. StoreError while a reader still holds old pages."""
         if not self.backend.erase():
             raise StoreError(
-                "what was forgotten is deleted, but another process is reading, and the file's log could not be emptied "
-                "yet; call erase() again"
+                "what was forgotten is deleted, but another process is reading, and the file's log could not be emptied; "
+                "call erase() again"
             )
 
     def _delete(self, seqs: list[int]) -> None:
@@ -354,33 +362,33 @@ class TitansManager:
         with open(path, "w", encoding="utf-8") as file:
             for start in range(0, len(seqs), BATCH):
                 for item in self.backend.get(seqs[start : start + BATCH]):
-                    file.write(json.dumps(_record(item), ensure_ascii=False) + "\n")
+                    file.write(json.dumps(record(item), ensure_ascii=False) + "\n")
         return len(seqs)
 
     def import_items(self, records: Iterable[dict[str, Any]], progress: Callable[[int], object] | None = None) -> int:
-        """Add items as `export` writes them (content; id, metadata, created, session, memory_type where given); how many.
+        """Add items as `export` writes them (content; id, metadata, created, session, memory_type if given); how many.
 
         Items are embedded anew. Those with the id of one that is held replace it.
         """
         done, batch = 0, list[dict[str, Any]]()
-        for record in records:
-            if batch and (len(batch) == BATCH or record.get("memory_type") != batch[0].get("memory_type")):
+        for given in records:
+            if batch and (len(batch) == BATCH or given.get("memory_type") != batch[0].get("memory_type")):
                 done += self._import(batch, done, progress)
                 batch = []
-            batch.append(record)
+            batch.append(given)
         return done + (self._import(batch, done, progress) if batch else 0)
 
     def _import(self, batch: list[dict[str, Any]], done: int, progress: Callable[[int], object] | None) -> int:
-        for number, record in enumerate(batch, done + 1):
-            if not isinstance(record, dict) or not isinstance(record.get("content"), str):
+        for number, given in enumerate(batch, done + 1):
+            if not isinstance(given, dict) or not isinstance(given.get("content"), str):
                 raise ValueError(f"item {number} has no text under content")
         self.add_documents(
-            [record["content"] for record in batch],
-            [record.get("metadata") or {} for record in batch],
+            [given["content"] for given in batch],
+            [given.get("metadata") or {} for given in batch],
             batch[0].get("memory_type") or "all",
-            ids=[str(record.get("id") or uuid.uuid4().hex) for record in batch],
-            times=[record.get("created") or time.time() for record in batch],
-            session=[record.get("session") for record in batch],
+            ids=[str(given.get("id") or uuid.uuid4().hex) for given in batch],
+            times=[given.get("created") or time.time() for given in batch],
+            session=[given.get("session") for given in batch],
         )
         if progress is not None:
             progress(done + len(batch))
@@ -433,9 +441,22 @@ class TitansManager:
         if old.shape != probe.shape or float(old @ probe) < SAME_MODEL:
             same = " (a model of the same name, but not the same)" if known["name"] == self.embedder.name else ""
             raise EmbedderMismatchError(
-                f"this store's vectors, {len(old)} wide, were made by {known['name']}; {self.embedder.name} makes others, "
-                f"{len(probe)} wide{same}. Open it with the model it was made with, or export it and import it anew."
+                f"this store's vectors, {len(old)} wide, were made by {known['name']}; {self.embedder.name} makes "
+                f"others, {len(probe)} wide{same}. Open it with the model it was made with, or export it and import it anew."
             )
+
+    def _settings(
+        self, given: dict[str, int | None], config: LongTermMemoryConfig | None
+    ) -> tuple[dict[str, int], LongTermMemoryConfig]:
+        """Sizes and configuration: what was given, else what the store remembers, else the defaults. They are kept."""
+        kept = self.backend.meta("settings", {})
+        sizes = {**SIZES, **kept.get("sizes", {}), **{name: size for name, size in given.items() if size is not None}}
+        config = config or LongTermMemoryConfig(**kept.get("long_term", {}))
+        settings = {"sizes": sizes, "long_term": dataclasses.asdict(config)}
+        if settings != kept and not self.backend.read_only:
+            with self.backend.transaction():
+                self.backend.set_meta("settings", settings)
+        return sizes, config
 
     def _encode_query(self, query: str) -> Any:
         vector = self.embedder.encode_query(query)
@@ -447,58 +468,3 @@ class TitansManager:
             raise ValueError(
                 f"{self.embedder.name} made vectors {vectors.shape[1]} wide; the store's are {self.backend.dim}"
             )
-
-
-def seconds(when: Time) -> float:
-    """Seconds since 1970 of a time given as such, as ISO 8601 or as datetime; UTC where no zone is given."""
-    if isinstance(when, (int, float)) and not isinstance(when, bool):
-        if not np.isfinite(when):
-            raise ValueError(f"a time must be finite; got {when}")
-        return float(when)
-    if isinstance(when, str):
-        try:
-            when = datetime.datetime.fromisoformat(when.replace("Z", "+00:00"))
-        except ValueError:
-            raise ValueError(f"a time must be seconds since 1970 or ISO 8601; got {when!r}") from None
-    if not isinstance(when, datetime.datetime):
-        raise ValueError(f"a time must be seconds since 1970, ISO 8601 or a datetime; got {when!r}")
-    return (when if when.tzinfo else when.replace(tzinfo=datetime.timezone.utc)).timestamp()
-
-
-def iso(created: float) -> str:
-    """ISO 8601 in UTC."""
-    return datetime.datetime.fromtimestamp(created, datetime.timezone.utc).isoformat()
-
-
-def _record(item: Item) -> dict[str, Any]:
-    return {
-        "id": item.id,
-        "content": item.content,
-        "metadata": item.metadata,
-        "created": iso(item.created),
-        "session": item.session,
-        "source": item.source,
-        "memory_type": "persistent" if item.source == "persistent" else "all",
-        "surprise": item.surprise,
-    }
-
-
-def _check_text(text: Any, number: int) -> None:
-    if not isinstance(text, str):
-        raise TypeError(f"document {number} must be a text; got {type(text).__name__}")
-    if not text.strip():
-        raise ValueError(f"document {number} is empty")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"document {number} has a lone surrogate at {text!r:.60}: it is no Unicode text") from None
-
-
-def _each(given: Any, count: int, name: str, one: type | tuple[type, ...]) -> list[Any]:
-    """One for all, or one each."""
-    if given is None or isinstance(given, one):
-        return [given] * count
-    values = list(given)
-    if len(values) != count:
-        raise ValueError(f"there are {count} documents and {len(values)} {name}")
-    return values

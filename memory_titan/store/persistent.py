@@ -26,8 +26,8 @@ class PersistentMemory:
         held = self.backend.count(PERSISTENT)
         if held + len(items) > self.size:
             raise ValueError(
-                f"the persistent memory holds {held} of {self.size} items; {len(items)} more do not fit. Forget some, or "
-                "open the store with a larger persistent_size."
+                f"the persistent memory holds {held} of {self.size} items; {len(items)} more do not fit. Forget some, "
+                "or open the store with a larger persistent_size."
             )
         for item in items:
             item.places |= PERSISTENT

@@ -39,7 +39,7 @@ class ShortTermMemory:
             self.backend.delete(rejected)
 
     def offer_all(self) -> None:
-        """Offer what was not offered yet to the long-term memory, while it stays in the window. Within a transaction."""
+        """Offer what was not offered yet to the long-term memory; it stays in the window. Within a transaction."""
         items = self.backend.get(self.backend.select(places=SHORT))
         self.backend.update(
             (item.seq, item.places | PENDING, item.surprise, item.value)

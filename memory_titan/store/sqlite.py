@@ -4,43 +4,34 @@ items    text, metadata, times, places        vectors  embedding and hashed word
 tags     metadata by key and value            gone     what was deleted, for other processes' indexes
 log      vectors written to the neural memory since its last checkpoint       blobs    that checkpoint, and others
 
-One process writes (a lock beside the file says so), any number read. A reader's indexes catch up before each search by
-the `change` of rows. What was deleted is overwritten with zeros, and the write-ahead log is emptied.
+A reader's indexes catch up before each search, by the `change` that each row was written with.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import queue
 import sqlite3
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from memory_titan.store.backend import Words
-from memory_titan.store.errors import StoreError, StoreFileError, StoreLockedError, StoreReadOnlyError
+from memory_titan.store.errors import StoreError
+from memory_titan.store.indexes import Indexes
 from memory_titan.store.item import Item, Seqs, Vector
-from memory_titan.store.sessions import Places, SessionIndex, speaker_of
+from memory_titan.store.sessions import Places, speaker_of
+from memory_titan.store.sqlite_file import SqliteFile
 from memory_titan.store.terms import pack, unpack
-from memory_titan.store.vectors import VectorIndex
-from memory_titan.store.where import sqlite_clause, tag_rows
-from memory_titan.store.words import WordIndex
+from memory_titan.store.where import TAGS_SCHEMA, sqlite_clause, tag_rows
 
-APPLICATION, VERSION = 0x4D544954, 1  # "MTIT"
-READERS = 8  # connections that wait to be used
 SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE items (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, content TEXT NOT NULL, metadata TEXT NOT NULL,
-    created REAL NOT NULL, session TEXT, position INTEGER NOT NULL, speaker TEXT, places INTEGER NOT NULL, surprise REAL, value REAL NOT NULL,
-    used INTEGER NOT NULL, change INTEGER NOT NULL);
+    created REAL NOT NULL, session TEXT, position INTEGER NOT NULL, speaker TEXT, places INTEGER NOT NULL,
+    surprise REAL, value REAL NOT NULL, used INTEGER NOT NULL, change INTEGER NOT NULL);
 CREATE INDEX items_change ON items (change);
 CREATE INDEX items_created ON items (created);
 CREATE INDEX items_short ON items (seq) WHERE places & 1;
@@ -48,8 +39,6 @@ CREATE INDEX items_long ON items (value) WHERE places & 2;
 CREATE INDEX items_persistent ON items (seq) WHERE places & 4;
 CREATE INDEX items_pending ON items (seq) WHERE places & 8;
 CREATE TABLE vectors (seq INTEGER PRIMARY KEY, vector BLOB NOT NULL, terms BLOB NOT NULL);
-CREATE TABLE tags (key TEXT, kind TEXT, value, seq INTEGER, PRIMARY KEY (key, kind, value, seq)) WITHOUT ROWID;
-CREATE INDEX tags_seq ON tags (seq);
 CREATE TABLE gone (seq INTEGER PRIMARY KEY, change INTEGER NOT NULL);
 CREATE INDEX gone_change ON gone (change);
 CREATE TABLE log (position INTEGER PRIMARY KEY, vector BLOB NOT NULL);
@@ -60,199 +49,28 @@ INSERT INTO meta VALUES ('gone_from', '0');
 COLUMNS = "seq, id, content, metadata, created, session, position, speaker, places, surprise, value, used"
 
 
-class SqliteBackend:
-    """See the module. Safe for threads.
-
-    Args:
-        path: the file, made if it is not there; None: in memory only.
-        read_only: never write; the file must be there.
-        durable: every commit is on the disk before it returns, so that it survives a power cut. Without, an acknowledged
-            write survives the process's death, not the machine's.
-
-    Raises:
-        StoreLockedError: another process writes to it.
-        StoreFileError: no store, damaged, newer, or not to be opened.
-    """
+class SqliteBackend(SqliteFile):
+    """See the module, and `SqliteFile` for the arguments."""
 
     def __init__(self, path: str | os.PathLike[str] | None, read_only: bool = False, durable: bool = False) -> None:
-        self.path = None if path is None else Path(path)
-        self.read_only = read_only
-        self.exclusive = not read_only
-        self._lock = threading.RLock()
-        self._depth = 0  # of nested transactions
-        self._owner: int | None = None  # thread that is within one
-        self._file_lock: FileLock | None = None
-        self.erasing = 5.0  # seconds to wait for readers before the log can be emptied
-        self._pool: queue.LifoQueue[sqlite3.Connection] = queue.LifoQueue()
-        if read_only and (self.path is None or not self.path.exists()):
-            raise StoreFileError(f"there is no store to read at {path}")
-        try:
-            if self.path is not None and not read_only:
-                self._claim(self.path)
-            self._db = self._connect(read_only)
-            self._prepare(durable)
-        except BaseException as error:
-            self._release()
-            if isinstance(error, (sqlite3.Error, OSError)):
-                raise self._plain(error) from error
-            raise
-        self._vectors: VectorIndex | None = None  # from open_indexes on
-        self._words = WordIndex()
-        self._sessions = SessionIndex()
-        self._seen, self._data_version = -1, None
-        self._newest = -1  # seq in the indexes
+        super().__init__(SCHEMA + TAGS_SCHEMA, path, read_only, durable)
+        self._indexes: Indexes | None = None  # from open_indexes on
+        self._seen, self._data_version = -1, -1  # the change that the indexes stand at
+        self._added: dict[str | None, int] = {}  # items by session, of this transaction: not in the index yet
         self.dim: int | None = None
 
-    # -- opening and closing
-
-    def _claim(self, path: Path) -> None:
-        if not path.parent.is_dir():
-            raise StoreFileError(f"there is no folder {path.parent} to make a store in")
-        self._file_lock = FileLock(f"{path}.lock", timeout=0)
-        try:
-            self._file_lock.acquire()
-        except Timeout:
-            self._file_lock = None
-            raise StoreLockedError(
-                f"{path} is being written by another process or manager; open it with read_only=True to read"
-            ) from None
-        except PermissionError as error:
-            raise StoreReadOnlyError(f"{path} may not be written ({error}); open it with read_only=True") from error
-
-    def _connect(self, read_only: bool) -> sqlite3.Connection:
-        if self.path is None:
-            return sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
-        uri = f"file:{quote(str(self.path.absolute()))}?mode={'ro' if read_only else 'rwc'}"
-        db = sqlite3.connect(uri, uri=True, check_same_thread=False, isolation_level=None, timeout=10.0)
-        db.execute("PRAGMA mmap_size=0")
-        return db
-
-    def _prepare(self, durable: bool) -> None:
-        db = self._db
-        application = db.execute("PRAGMA application_id").fetchone()[0]
-        version = db.execute("PRAGMA user_version").fetchone()[0]
-        empty = not db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()
-        if (empty and self.read_only) or (not empty and application != APPLICATION):
-            raise StoreFileError(f"{self.path} is no memory-titan store")
-        if version > VERSION:
-            raise StoreFileError(
-                f"{self.path} is a store of version {version}; this memory-titan knows up to {VERSION}. Use a newer one."
-            )
-        if self.read_only:
-            return
-        if empty:
-            db.execute("PRAGMA page_size=8192")
-        if self.path is not None:
-            db.execute("PRAGMA journal_mode=WAL")
-        db.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
-        db.execute("PRAGMA secure_delete=ON")
-        if empty:
-            with self.transaction():
-                for statement in SCHEMA.strip().split(";\n"):
-                    db.execute(statement.removesuffix(";"))
-                db.execute(f"PRAGMA application_id={APPLICATION}")
-                db.execute(f"PRAGMA user_version={VERSION}")
+    def _begun(self) -> None:
+        self._added = {}
 
     def close(self) -> None:
         """Finish; the file then stands alone, its log emptied."""
         with self._lock:
             if not self.read_only:
-                with self.transaction():  # what has no reader to tell any more
+                with self.transaction():  # a reader that still stands before this builds its indexes anew
                     self._db.execute("DELETE FROM gone")
-                    self._db.execute(
-                        "UPDATE meta SET value = (SELECT value FROM meta WHERE key = 'change') WHERE key = 'gone_from'"
-                    )
-            self.erase()
-            while not self._pool.empty():
-                self._pool.get_nowait().close()
-            self._db.close()
-            self._release()
-
-    def _release(self) -> None:
-        if self._file_lock is not None:
-            self._file_lock.release()
-            self._file_lock = None
-
-    def _plain(self, error: Exception) -> StoreError:
-        """What SQLite says, said plainly."""
-        text, where = str(error), self.path or "the store in memory"
-        if "readonly" in text or "read-only" in text:
-            return StoreReadOnlyError(f"{where} may not be written: {text}")
-        if "full" in text or "disk I/O" in text:
-            return StoreError(f"{where} could not be written ({text}); nothing of this call was kept")
-        if "locked" in text or "busy" in text:
-            return StoreLockedError(f"{where} is busy: {text}")
-        if "closed" in text:
-            return StoreError(f"{where} is closed")
-        return StoreFileError(f"{where} is damaged or no memory-titan store: {text}")
-
-    # -- transactions
-
-    @contextlib.contextmanager
-    def transaction(self) -> Iterator[None]:
-        """All or nothing; nested ones are part of the outermost. The indexes follow once it is committed."""
-        if self.read_only:
-            raise StoreReadOnlyError(f"{self.path} was opened for reading")
-        with self._lock:
-            if self._depth:
-                self._depth += 1
-                try:
-                    yield
-                finally:
-                    self._depth -= 1
-                return
-            try:
-                self._db.execute("BEGIN IMMEDIATE")
-            except sqlite3.Error as error:
-                raise self._plain(error) from error
-            self._depth, self._owner = 1, threading.get_ident()
-            self._change: int | None = None
-            self._after: list[Callable[[], None]] = []
-            self._added: dict[str | None, int] = {}  # items by session, not in the index yet
-            try:
-                yield
-                if self._change is not None:
-                    self._db.execute("UPDATE meta SET value = ? WHERE key = 'change'", (str(self._change),))
-                self._db.execute("COMMIT")
-            except BaseException as error:
-                if self._db.in_transaction:
-                    with contextlib.suppress(sqlite3.Error):
-                        self._db.execute("ROLLBACK")
-                if isinstance(error, sqlite3.Error):
-                    raise self._plain(error) from error
-                raise
-            finally:
-                self._depth, self._owner = 0, None
-            for action in self._after:
-                action()
-            if self._change is not None:
-                self._seen = self._change
-
-    def _next_change(self) -> int:
-        if self._change is None:
-            self._change = int(self._db.execute("SELECT value FROM meta WHERE key = 'change'").fetchone()[0]) + 1
-        return self._change
-
-    @contextlib.contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
-        """A connection to read from; within a transaction, and in memory, the writer's own."""
-        if self.path is None or self._owner == threading.get_ident():
-            with self._lock:
-                yield self._db
-            return
-        try:
-            db = self._pool.get_nowait()
-        except queue.Empty:
-            db = self._connect(read_only=True)
-        try:
-            yield db
-        except sqlite3.Error as error:
-            db.close()
-            raise self._plain(error) from error
-        if self._pool.qsize() < READERS:
-            self._pool.put(db)
-        else:
-            db.close()
+                    now = self._db.execute("SELECT value FROM meta WHERE key = 'change'").fetchone()
+                    self._db.execute("UPDATE meta SET value = ? WHERE key = 'gone_from'", now)
+            super().close()
 
     # -- writing, within a transaction
 
@@ -264,7 +82,9 @@ class SqliteBackend:
         for seq, item in enumerate(items, 1 + (last[0] if last else 0)):
             item.seq, item.speaker = seq, speaker_of(item.content, item.metadata)
             if item.session not in ends:
-                ends[item.session] = self._sessions.next_position(item.session) + self._added.get(item.session, 0)
+                ends[item.session] = self.indexes.sessions.next_position(item.session) + self._added.get(
+                    item.session, 0
+                )
             item.position = ends[item.session]
             ends[item.session] += 1
             self._added[item.session] = self._added.get(item.session, 0) + 1
@@ -297,7 +117,7 @@ class SqliteBackend:
             db.executemany("INSERT OR IGNORE INTO tags VALUES (?, ?, ?, ?)", tags)
         seqs, vectors = [i.seq for i in items], np.stack([i.vector for i in items])
         stand = [(i.session, i.position, i.speaker) for i in items]
-        self._after.append(lambda: self._follow(seqs, vectors, [i.terms for i in items], stand))
+        self._after.append(lambda: self.indexes.add(seqs, vectors, [i.terms for i in items], stand))
 
     def update(self, rows: Iterable[tuple[int, int, float | None, float]]) -> None:
         """Set (seq, places, surprise, value)."""
@@ -318,7 +138,7 @@ class SqliteBackend:
             self._db.executemany(f"DELETE FROM {table} WHERE seq = ?", rows)
         self._db.executemany("INSERT OR REPLACE INTO gone VALUES (?, ?)", ((seq[0], change) for seq in rows))
         gone = np.sort(np.asarray([row[0] for row in rows], np.int64))
-        self._after.append(lambda: self._unindex(gone))
+        self._after.append(lambda: self.indexes.remove(gone))
 
     def set_meta(self, key: str, value: Any) -> None:
         """Keep a JSON value."""
@@ -338,19 +158,6 @@ class SqliteBackend:
     def clear_log(self) -> None:
         """Forget the log: a checkpoint covers it, or it is void."""
         self._db.execute("DELETE FROM log")
-
-    def erase(self) -> bool:
-        """Empty the write-ahead log, so that nothing deleted is left in a file. False while a reader still needs it."""
-        if self.path is None or self.read_only:
-            return True
-        with self._lock:
-            try:
-                self._db.execute(f"PRAGMA busy_timeout={int(self.erasing * 1000)}")
-                busy = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
-                self._db.execute("PRAGMA busy_timeout=10000")
-            except sqlite3.Error as error:
-                raise self._plain(error) from error
-            return not busy
 
     # -- reading
 
@@ -452,12 +259,11 @@ class SqliteBackend:
     def open_indexes(self, dim: int) -> None:
         """Build the indexes; needed once before searching and adding."""
         self.dim = dim
-        self._vectors = VectorIndex(dim)
+        self._indexes = Indexes(dim)
         self.refresh()
 
     def refresh(self) -> None:
         """Catch up with what another process has written."""
-        assert self._vectors is not None
         if self._seen >= 0 and not self.read_only:
             return  # the only writer
         with self._lock:
@@ -470,103 +276,60 @@ class SqliteBackend:
                     self._db.execute("SELECT key, value FROM meta WHERE key IN ('change', 'gone_from')").fetchall()
                 )
                 if self._seen < int(told["gone_from"]):  # too long ago to tell what is gone
-                    self._vectors, self._words, self._newest = VectorIndex(self._vectors.dim), WordIndex(), -1
-                    self._sessions = SessionIndex()
+                    self._indexes = Indexes(self.indexes.dim)
                 gone = self._db.execute("SELECT seq FROM gone WHERE change > ? ORDER BY seq", (self._seen,)).fetchall()
                 sql = """SELECT seq, vector, terms, session, position, speaker FROM vectors JOIN items USING (seq)
                          WHERE seq > ? ORDER BY seq"""
-                new = self._db.execute(sql, (self._newest,)).fetchall()
+                new = self._db.execute(sql, (self.indexes.newest,)).fetchall()
                 self._db.execute("COMMIT")
             except sqlite3.Error as error:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 raise self._plain(error) from error
-            if gone and self._newest >= 0:
-                self._unindex(np.array([row[0] for row in gone], np.int64))
+            if gone and self.indexes.newest >= 0:
+                self.indexes.remove(np.array([row[0] for row in gone], np.int64))
             for part in _parts(new, 8192):
                 vectors = _matrix([row[1] for row in part], self.dim)
-                self._follow(
+                self.indexes.add(
                     [row[0] for row in part], vectors, [unpack(row[2]) for row in part], [row[3:] for row in part]
                 )
             self._seen, self._data_version = int(told["change"]), version
 
-    def _follow(self, seqs: list[int], vectors: Vector, terms: list[Any], stand: list[tuple[Any, ...]]) -> None:
-        """New items into the indexes; `stand`: session, position, speaker."""
-        assert self._vectors is not None
-        numbers = np.array(seqs, np.int64)
-        self._sessions.add(numbers, *zip(*stand, strict=True))
-        self._words.add(numbers, terms)
-        self._vectors.add(numbers, vectors)
-        self._newest = seqs[-1]
-
-    def _unindex(self, seqs: Seqs) -> None:
-        assert self._vectors is not None
-        self._vectors.remove(seqs)
-        self._words.remove(seqs)
-        self._sessions.remove(seqs)
+    @property
+    def indexes(self) -> Indexes:
+        """What is searched in."""
+        if self._indexes is None:
+            raise StoreError("the store's indexes were not opened")
+        return self._indexes
 
     def dense(self, vector: Vector, k: int, allowed: Seqs | None = None) -> tuple[Seqs, Vector]:
         """The k nearest by cosine, best first."""
-        assert self._vectors is not None
-        return self._vectors.search(vector, k, allowed)
+        return self.indexes.vectors.search(vector, k, allowed)
 
     def lexical(self, terms: Any, k: int, allowed: Seqs | None = None) -> tuple[Seqs, Vector]:
         """The k best by BM25 for uint32 terms, best first."""
-        return self._words.search(terms, k, allowed)
-
-    def words_of(self, terms: Any, seqs: Seqs) -> Words:
-        """Counts of uint32 terms in items, and in how many of all items each term stands."""
-        index = self._words
-        counts, lengths = index.counts(terms, seqs), index.lengths(seqs)
-        return Words(counts, lengths, index.df(terms), len(index), index.mean_length)
-
-    def places(self, seqs: Seqs) -> Places:
-        """Where items stand in their sessions; session -1 for what is not there."""
-        return self._sessions.of(seqs)
-
-    def seqs_at(self, sessions: Any, positions: Any) -> Seqs:
-        """The items at these places, ascending; empty places are left out."""
-        return self._sessions.at(sessions, positions)
-
-    def named(self, query: str) -> set[int]:
-        """The speakers that a query names."""
-        return self._sessions.named(query)
+        seqs, scores = self.indexes.words.search(terms, k, allowed)
+        return seqs, np.asarray(scores, np.float32)
 
     def vectors_of(self, seqs: Seqs) -> Vector:
         """`[n, dim]`."""
-        assert self._vectors is not None
-        return self._vectors.vectors_of(seqs)
+        return self.indexes.vectors.vectors_of(seqs)
 
-    # -- files
+    def words_of(self, terms: Any, seqs: Seqs) -> Words:
+        """Counts of uint32 terms in items, and in how many of all items each term stands."""
+        return self.indexes.words_of(terms, seqs)
 
-    @property
-    def file_bytes(self) -> int:
-        """Of the file and its write-ahead log."""
-        if self.path is None:
-            return 0
-        files = [self.path, self.path.with_name(self.path.name + "-wal")]
-        return sum(file.stat().st_size for file in files if file.exists())
+    def places(self, seqs: Seqs) -> Places:
+        """Where items stand in their sessions; session -1 for what is not there."""
+        return self.indexes.places(seqs)
 
-    def check(self) -> list[str]:
-        """What is wrong with the file, by SQLite's own examination; empty: nothing."""
-        with self._reading() as db:
-            rows = [row[0] for row in db.execute("PRAGMA integrity_check")]
-            loose = db.execute(
-                "SELECT COUNT(*) FROM items LEFT JOIN vectors USING (seq) WHERE vector IS NULL"
-            ).fetchone()
-        problems = [row for row in rows if row != "ok"]
-        return problems + ([f"{loose[0]} items without a vector"] if loose[0] else [])
+    def seqs_at(self, sessions: Any, positions: Any) -> Seqs:
+        """The items at these places, ascending; empty places are left out."""
+        return self.indexes.sessions.at(sessions, positions)
 
-    def backup(self, path: str | os.PathLike[str]) -> None:
-        """Copy the store, while it is in use, to a new file."""
-        if Path(path).exists():
-            raise StoreError(f"{path} is there already")
-        copy = sqlite3.connect(path)
-        try:
-            with self._reading() as db:
-                db.backup(copy)
-        finally:
-            copy.close()
+    def named(self, query: str) -> set[int]:
+        """The speakers that a query names."""
+        return self.indexes.sessions.named(query)
 
 
 def _item(row: tuple[Any, ...]) -> Item:

@@ -164,6 +164,17 @@ def test_it_opens_as_it_was_closed(opened):
     assert {**again.stats(), "file_bytes": 0} == {**stats, "file_bytes": 0}
 
 
+def test_sizes_and_configuration_are_kept(opened):
+    """Who opens a large store without saying how large must not make it forget."""
+    if not opened.kept:
+        pytest.skip("in memory")
+    config = LongTermMemoryConfig(forget_rate=0.3, max_bytes=777)
+    opened(short_term_size=3, long_term_size=4000, long_term_config=config).close()
+    again = opened(persistent_size=9)
+    assert (again.short_term.size, again.long_term.size, again.persistent.size) == (3, 4000, 9)
+    assert again.config == config
+
+
 def test_another_model_is_refused(opened):
     if not opened.kept:
         pytest.skip("in memory")

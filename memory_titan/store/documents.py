@@ -1,0 +1,69 @@
+"""From what an application gives to items, and back: texts, times, one for all or one each."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+import numpy as np
+
+from memory_titan.store.item import Item
+
+Time = float | str | datetime.datetime
+
+
+def seconds(when: Time) -> float:
+    """Seconds since 1970 of a time given as such, as ISO 8601 or as datetime; UTC where no zone is given."""
+    if isinstance(when, (int, float)) and not isinstance(when, bool):
+        if not np.isfinite(when):
+            raise ValueError(f"a time must be finite; got {when}")
+        return float(when)
+    if isinstance(when, str):
+        try:
+            when = datetime.datetime.fromisoformat(when.replace("Z", "+00:00"))
+        except ValueError:
+            raise ValueError(f"a time must be seconds since 1970 or ISO 8601; got {when!r}") from None
+    if not isinstance(when, datetime.datetime):
+        raise ValueError(f"a time must be seconds since 1970, ISO 8601 or a datetime; got {when!r}")
+    return (when if when.tzinfo else when.replace(tzinfo=datetime.timezone.utc)).timestamp()
+
+
+def iso(created: float) -> str:
+    """ISO 8601 in UTC."""
+    return datetime.datetime.fromtimestamp(created, datetime.timezone.utc).isoformat()
+
+
+def record(item: Item) -> dict[str, Any]:
+    """An item as JSON, as it is exported."""
+    return {
+        "id": item.id,
+        "content": item.content,
+        "metadata": item.metadata,
+        "created": iso(item.created),
+        "session": item.session,
+        "source": item.source,
+        "memory_type": "persistent" if item.source == "persistent" else "all",
+        "surprise": item.surprise,
+    }
+
+
+def check_text(text: Any, number: int) -> None:
+    """Refuse what is no text, empty, or cannot be stored."""
+    if not isinstance(text, str):
+        raise TypeError(f"document {number} must be a text; got {type(text).__name__}")
+    if not text.strip():
+        raise ValueError(f"document {number} is empty")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"document {number} has a lone surrogate at {text!r:.60}: it is no Unicode text") from None
+
+
+def each(given: Any, count: int, name: str, one: type | tuple[type, ...]) -> list[Any]:
+    """One for all, or one each."""
+    if given is None or isinstance(given, one):
+        return [given] * count
+    values = list(given)
+    if len(values) != count:
+        raise ValueError(f"there are {count} documents and {len(values)} {name}")
+    return values
