@@ -107,7 +107,7 @@ def add(files: tuple[Path, ...], metadata: str | None, long_term_size: int | Non
         report = titans.consolidate_memories()
         stats = titans.stats()
     click.echo(
-        f"{sum(counts.values())} items added; {stats['items']} held, {stats['long_term']['items']} of them in the long-term "
+        f"{sum(counts.values())} items added; {stats['items']} held, {stats['long_term']['items']} in the long-term "
         f"memory, {len(report.rejected)} not taken into it"
     )
 
@@ -174,7 +174,8 @@ def query(query: str, top_k: int, filter_: str | None, architecture: str, after:
         else:
             why = ", ".join(f"{name} {value:.2f}" for name, value in hit["why"].items() if value)
             click.echo(
-                f"{hit['score']:.2f}  {hit['content']}\n      {hit['source']}, {hit['created'][:19]}, {hit['id']}: {why}"
+                f"{hit['score']:.2f}  {hit['content']}\n"
+                f"      {hit['source']}, {hit['created'][:19]}, {hit['id']}: {why}"
             )
     if not hits and not as_json:
         click.echo("nothing found", err=True)

@@ -2,7 +2,7 @@
 
 MAC  memory as context   the long-term memory is asked first; the query and what was recalled search
 MAG  memory as gate      what the short-term and the long-term memory hold is weighed by a gate made of the query
-MAL  memory as layer     the query passes through the memories in turn, persistent and long-term; what comes out searches
+MAL  memory as layer     the query passes through the memories in turn, persistent, long-term; what comes out searches
 
 Each is a function from the query to a `Plan`: which vectors to search with, and how much each place's items count.
 """

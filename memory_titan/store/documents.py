@@ -1,12 +1,18 @@
-"""From what an application gives to items, and back: texts, times, one for all or one each."""
+"""From what an application gives to items, and back: texts, times, files."""
 
 from __future__ import annotations
 
 import datetime
+import json
+import os
+import time
+import uuid
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
+from memory_titan.store.backend import Backend
 from memory_titan.store.item import Item
 
 Time = float | str | datetime.datetime
@@ -67,3 +73,38 @@ def each(given: Any, count: int, name: str, one: type | tuple[type, ...]) -> lis
     if len(values) != count:
         raise ValueError(f"there are {count} documents and {len(values)} {name}")
     return values
+
+
+def export_items(backend: Backend, path: str | os.PathLike[str], size: int = 256) -> int:
+    """Write every item to a file of JSON lines; how many."""
+    seqs = backend.select()
+    with open(path, "w", encoding="utf-8") as file:
+        for start in range(0, len(seqs), size):
+            for item in backend.get(seqs[start : start + size]):
+                file.write(json.dumps(record(item), ensure_ascii=False) + "\n")
+    return len(seqs)
+
+
+def batches(records: Iterable[dict[str, Any]], size: int) -> Iterator[dict[str, Any]]:
+    """Arguments of `add_documents`, at most `size` records at a time. ValueError numbers what is no record."""
+    batch: list[dict[str, Any]] = []
+    for number, given in enumerate(records, 1):
+        if not isinstance(given, dict) or not isinstance(given.get("content"), str):
+            raise ValueError(f"item {number} has no text under content")
+        if batch and (len(batch) == size or given.get("memory_type") != batch[0].get("memory_type")):
+            yield _arguments(batch)
+            batch = []
+        batch.append(given)
+    if batch:
+        yield _arguments(batch)
+
+
+def _arguments(batch: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "documents": [given["content"] for given in batch],
+        "metadata": [given.get("metadata") or {} for given in batch],
+        "memory_type": batch[0].get("memory_type") or "all",
+        "ids": [str(given.get("id") or uuid.uuid4().hex) for given in batch],
+        "times": [time.time() if given.get("created") is None else given["created"] for given in batch],
+        "session": [given.get("session") for given in batch],
+    }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import json
 import os
 import threading
 import time
@@ -19,7 +18,7 @@ from memory_titan.embedders import BaseEmbedder, as_embedder
 from memory_titan.store.architectures import ARCHITECTURES, Memories
 from memory_titan.store.backend import Backend, open_backend
 from memory_titan.store.config import LongTermMemoryConfig
-from memory_titan.store.documents import Time, check_text, each, record, seconds
+from memory_titan.store.documents import Time, batches, check_text, each, export_items, record, seconds
 from memory_titan.store.errors import EmbedderMismatchError, StoreError
 from memory_titan.store.item import PLACES, SHORT, Hit, Item, MemoryType, Report, Seqs, Vector
 from memory_titan.store.long_term import LongTermMemory
@@ -140,8 +139,8 @@ class TitansManager:
             memory_type: "short_term": the window, and what leaves it is offered to the long-term memory. "long_term":
                 offered at once. "all": both. "persistent": held until it is forgotten by name.
             ids: unique names; None: new ones. What has the same id already is replaced.
-            times: when each was said, one for all or one each: seconds since 1970, ISO 8601 (UTC where it says no zone) or
-                datetime; None: now.
+            times: when each was said, one for all or one each: seconds since 1970, ISO 8601 (UTC where no zone is
+                given) or datetime; None: now.
             session: what they were said in, one for all or one each; None: metadata's "session", or the store's stream.
                 Items that follow each other in a session lend each other meaning: give texts that have nothing to do
                 with each other sessions of their own.
@@ -319,8 +318,8 @@ class TitansManager:
         """Overwrite in the file what was deleted; `forget` does it. StoreError while a reader still holds old pages."""
         if not self.backend.erase():
             raise StoreError(
-                "what was forgotten is deleted, but another process is reading, and the file's log could not be emptied; "
-                "call erase() again"
+                "what was forgotten is deleted, but another process is reading, and the file's log could not be "
+                "emptied; call erase() again"
             )
 
     def _delete(self, seqs: list[int]) -> None:
@@ -358,41 +357,20 @@ class TitansManager:
 
     def export(self, path: str | os.PathLike[str]) -> int:
         """Write every item to a file of JSON lines, as `import_items` reads them; how many."""
-        seqs = self.backend.select()
-        with open(path, "w", encoding="utf-8") as file:
-            for start in range(0, len(seqs), BATCH):
-                for item in self.backend.get(seqs[start : start + BATCH]):
-                    file.write(json.dumps(record(item), ensure_ascii=False) + "\n")
-        return len(seqs)
+        return export_items(self.backend, path)
 
     def import_items(self, records: Iterable[dict[str, Any]], progress: Callable[[int], object] | None = None) -> int:
-        """Add items as `export` writes them (content; id, metadata, created, session, memory_type if given); how many.
+        """Add items as `export` writes them: content; id, metadata, created, session, memory_type if given. How many.
 
-        Items are embedded anew. Those with the id of one that is held replace it.
+        They are embedded anew. Those with the id of one that is held replace it. `progress` is told how many are done.
         """
-        done, batch = 0, list[dict[str, Any]]()
-        for given in records:
-            if batch and (len(batch) == BATCH or given.get("memory_type") != batch[0].get("memory_type")):
-                done += self._import(batch, done, progress)
-                batch = []
-            batch.append(given)
-        return done + (self._import(batch, done, progress) if batch else 0)
-
-    def _import(self, batch: list[dict[str, Any]], done: int, progress: Callable[[int], object] | None) -> int:
-        for number, given in enumerate(batch, done + 1):
-            if not isinstance(given, dict) or not isinstance(given.get("content"), str):
-                raise ValueError(f"item {number} has no text under content")
-        self.add_documents(
-            [given["content"] for given in batch],
-            [given.get("metadata") or {} for given in batch],
-            batch[0].get("memory_type") or "all",
-            ids=[str(given.get("id") or uuid.uuid4().hex) for given in batch],
-            times=[given.get("created") or time.time() for given in batch],
-            session=[given.get("session") for given in batch],
-        )
-        if progress is not None:
-            progress(done + len(batch))
-        return len(batch)
+        done = 0
+        for batch in batches(records, BATCH):
+            self.add_documents(**batch)
+            done += len(batch["documents"])
+            if progress is not None:
+                progress(done)
+        return done
 
     def backup(self, path: str | os.PathLike[str]) -> None:
         """Copy the store to a new file while it is in use."""
@@ -441,8 +419,8 @@ class TitansManager:
         if old.shape != probe.shape or float(old @ probe) < SAME_MODEL:
             same = " (a model of the same name, but not the same)" if known["name"] == self.embedder.name else ""
             raise EmbedderMismatchError(
-                f"this store's vectors, {len(old)} wide, were made by {known['name']}; {self.embedder.name} makes "
-                f"others, {len(probe)} wide{same}. Open it with the model it was made with, or export it and import it anew."
+                f"this store's vectors, {len(old)} wide, were made by {known['name']}; {self.embedder.name} "
+                f"makes others, {len(probe)} wide{same}. Open it with that model, or export and import it."
             )
 
     def _settings(

@@ -1,8 +1,8 @@
 """Cycles of writing, reading and kill -9 on one store. A script for test_crash.py: the parent imports once and forks.
 
-Each cycle: a writer adds batches, consolidates, forgets, and acknowledges what it did on a pipe; three readers query all
-the while; the writer is killed at a random moment, then the readers. The parent opens the store: every acknowledged item
-must be there, none acknowledged as forgotten, none half, and the weights must be those that the store's log gives.
+Each cycle: a writer adds batches, consolidates, forgets, and acknowledges what it did on a pipe; three readers query
+all the while; the writer is killed at a random moment, then the readers. The parent opens the store: every acknowledged
+item must be there, none acknowledged as forgotten, none half, and the weights must be those that the store's log gives.
 """
 
 import json
