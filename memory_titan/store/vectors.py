@@ -9,15 +9,14 @@ the best k, were its code somewhat more wrong than the worst one seen, more are 
 So filters, removals and a thousand equal vectors cost time, not hits. The cosines returned are exact in any case.
 
 A writer publishes a new snapshot at each change; a reader works on the one it took, without a lock. Only a removal
-reaches into a snapshot (the vector becomes zeros at once), and then the reader notices and begins again.
+reaches into a snapshot (the vector becomes zeros at once), and a reader who lost a hit by that begins again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from threading import Lock, Thread
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,7 +24,6 @@ from numpy.typing import ArrayLike, NDArray
 from memory_titan.store.top import Ints, grown, top, where
 
 Vectors = NDArray[np.float32]
-_T = TypeVar("_T")
 
 _CODED_FROM = 10_000  # fewer vectors are compared one by one: about a millisecond at 384 dimensions
 _TAIL = 2048  # vectors compared one by one beside the codes, before they are coded too
@@ -222,30 +220,35 @@ class VectorIndex:
             best = self._nearest(now, q, k, allowed)
             return now.seqs[best], now.cosines(best, q)
 
-        return self._read(find)
+        for _ in range(3):
+            now = self._now
+            seqs, cosines = find(now)
+            # A removal may have reached into this snapshot. If it took none of the hits, they are still the best: what
+            # else it took counts no more, and the rest was compared as it is.
+            later = self._now
+            if later.removals == now.removals or later.row_of(seqs)[1].all():
+                return seqs, cosines
+        with self._writing:
+            return find(self._now)
 
     def vectors_of(self, seqs: ArrayLike) -> Vectors:
         """`[n, dim]`, a copy; zeros for a seq that is not there."""
-
-        def take(now: _Snapshot) -> Vectors:
-            rows, there = now.row_of(seqs)
-            found = np.zeros((len(rows), self.dim), np.float32)
-            found[there] = now.vectors[rows[there]]
-            return found
-
-        return self._read(take)
+        now = self._now
+        rows, there = now.row_of(seqs)
+        found = np.zeros((len(rows), self.dim), np.float32)
+        found[there] = now.vectors[rows[there]]
+        found[~self._now.row_of(seqs)[1]] = 0  # removed meanwhile, so perhaps half overwritten
+        return found
 
     def cosines(self, query: ArrayLike, seqs: ArrayLike) -> Vectors:
         """`[n]` of these seqs, the same numbers as `search` gives; 0 for one that is not there."""
         q = self._query(query)
-
-        def compare(now: _Snapshot) -> Vectors:
-            rows, there = now.row_of(seqs)
-            found = np.zeros(len(rows), np.float32)
-            found[there] = now.cosines(rows[there], q)
-            return found
-
-        return self._read(compare)
+        now = self._now
+        rows, there = now.row_of(seqs)
+        found = np.zeros(len(rows), np.float32)
+        found[there] = now.cosines(rows[there], q)
+        found[~self._now.row_of(seqs)[1]] = 0
+        return found
 
     def wait(self, timeout: float | None = None) -> None:
         """Until no codes are being built, or so many seconds."""
@@ -263,16 +266,6 @@ class VectorIndex:
         if q.shape != (self.dim,) or not np.isfinite(q).all():
             raise ValueError(f"a query must be {self.dim} finite numbers; got shape {q.shape}")
         return q
-
-    def _read(self, read: Callable[[_Snapshot], _T]) -> _T:
-        """What `read` makes of a snapshot into which no removal reached meanwhile."""
-        for _ in range(3):
-            now = self._now
-            found = read(now)
-            if self._now.removals == now.removals:
-                return found
-        with self._writing:
-            return read(self._now)
 
     def _nearest(self, now: _Snapshot, query: Vectors, k: int, allowed: NDArray[np.int64] | None) -> Ints:
         """Rows, best first."""

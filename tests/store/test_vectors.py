@@ -188,20 +188,29 @@ def test_a_removed_vector_is_overwritten():
     assert (index.vectors_of([19, 0]) == vectors[[19, 0]]).all()
 
 
-def test_a_removal_during_a_search_is_noticed(monkeypatch):
+@pytest.mark.parametrize("gone", [[7], [8], [7, *range(12, 45)]])  # a hit, none, and many, so that rows move
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("asked", ["search", "cosines"])
+def test_a_removal_during_a_search_is_noticed(monkeypatch, gone, before, asked):
     vectors = unit(50)
+    vectors[8] = -vectors[7]
     index = VectorIndex(DIM)
     index.add(np.arange(50), vectors)
-    nearest = module._Snapshot.nearest
+    compare = module._Snapshot.cosines
 
-    def and_then_remove(self, *args):
-        found = nearest(self, *args)
-        monkeypatch.setattr(module._Snapshot, "nearest", nearest)
-        index.remove([7])
+    def remove_and_then(self, *args):
+        monkeypatch.setattr(module._Snapshot, "cosines", compare)
+        if before:
+            index.remove(gone)
+        found = compare(self, *args)
+        index.remove(gone)
         return found
 
-    monkeypatch.setattr(module._Snapshot, "nearest", and_then_remove)
-    agrees(index, {seq: vectors[seq] for seq in range(50) if seq != 7}, vectors[7], 5)
+    monkeypatch.setattr(module._Snapshot, "cosines", remove_and_then)
+    if asked == "search":
+        agrees(index, {seq: vectors[seq] for seq in range(50) if seq not in gone}, vectors[7], 5)
+    else:
+        assert index.cosines(vectors[7], gone).tolist() == [0] * len(gone)
 
 
 def test_nothing_in_it():

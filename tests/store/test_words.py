@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import threading
 from collections import Counter
 
@@ -93,6 +92,15 @@ def test_many_items(k1, b):
     agrees(index, held, [1, 2, 7, 40, 2**32 - 1], 25)
     index.remove(np.arange(0, 4000, 3))
     agrees(index, {seq: tokens for seq, tokens in held.items() if seq % 3}, [1, 2, 7, 40], 25)
+
+
+def test_the_rows_of_a_term_ascend_through_merges(monkeypatch):
+    monkeypatch.setattr(module, "_TAIL", 30)
+    index = WordIndex()
+    for seq in range(200):
+        index.add([seq], [np.array([seq % 3, 50 - seq % 7, 1000 - seq], np.uint32)])
+    assert index._now.matching(1)[0].tolist() == list(range(1, 200, 3))
+    assert index._now.matching(50)[0].tolist() == list(range(0, 200, 7))
 
 
 def test_equal_items_come_newest_first():
@@ -241,10 +249,3 @@ def test_term_ids_stay_what_they_are():
     assert pack(term_ids("Alice bought 3 apples")).hex() == "329d9783ef36a9049b8ed26daf73149d"
     assert terms_module.rules().startswith("1-")
     assert all(word.isalpha() for word in STOP_WORDS)
-
-
-def test_the_stemmer_is_asked_for_by_its_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "snowballstemmer", None)
-    monkeypatch.setattr(terms_module, "_stemmer", None)
-    with pytest.raises(ImportError, match=r"memory-titan\[store\]"):
-        tokenize("unheardofword")
