@@ -126,10 +126,8 @@ def _stem(word: str) -> str:
     global _stemmer
     with _stemming:
         if _stemmer is None:
-            try:
-                # Not snowballstemmer.stemmer(): that one gives way to PyStemmer, whose version is not ours to know.
-                from snowballstemmer import EnglishStemmer
-            except ImportError as error:
-                raise ImportError("words are stemmed by snowballstemmer: pip install memory-titan[store]") from error
+            # Not snowballstemmer.stemmer(): that one gives way to PyStemmer, whose version is not ours to know.
+            from snowballstemmer import EnglishStemmer
+
             _stemmer = EnglishStemmer()
         return _stemmer.stemWord(word)
