@@ -49,3 +49,7 @@ class Indexes:
     def places(self, seqs: Seqs) -> Places:
         """Where items stand in their sessions; session -1 for what is not there."""
         return self.sessions.of(seqs)
+
+    def close(self) -> None:
+        """Stop what works in the background."""
+        self.vectors.close()

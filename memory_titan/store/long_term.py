@@ -37,7 +37,7 @@ class LongTermMemory:
 
     def __init__(self, backend: Backend, size: int, dim: int, config: LongTermMemoryConfig) -> None:
         self.backend, self.size, self.config = backend, size, config
-        self.neural = NeuralRecall(dim, config)
+        self.neural = NeuralRecall(dim, config, size)
         # What is not used loses `forget_rate` of its value with every `size` items that come by.
         self._fading = -math.log(max(1e-6, 1.0 - config.forget_rate)) / size
         self._epoch: int | None = None  # of the weights in the database; they are made anew with every epoch

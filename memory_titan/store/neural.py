@@ -19,6 +19,7 @@ from memory_titan.memory.neural.layer import NeuralMemory, NeuralMemoryState
 from memory_titan.store.config import LongTermMemoryConfig
 from memory_titan.store.item import Vector
 
+STEP = 0.1  # over 1 + |h|^2; gentle, so that the weights learn what a stream is about and not its last items
 CHUNK = 64  # items between two anchors of the inner gradient; written together
 
 
@@ -28,9 +29,10 @@ class NeuralRecall:
     Args:
         dim: of the embeddings.
         config: depth, momentum, forgetting.
+        size: items after which what is not written again has lost `forget_rate` of its strength.
     """
 
-    def __init__(self, dim: int, config: LongTermMemoryConfig) -> None:
+    def __init__(self, dim: int, config: LongTermMemoryConfig, size: int = 2048) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             self.memory = NeuralMemory(
@@ -41,7 +43,7 @@ class NeuralRecall:
                 retention="scalar",
                 algorithm="momentum",
                 step="fixed",
-                max_step=1.0,
+                max_step=STEP,
                 chunk_size=CHUNK,
                 projections=False,
                 conv_size=0,
@@ -50,8 +52,8 @@ class NeuralRecall:
                 output_gate=False,
                 init="zero" if config.memory_depth == 1 else "fixed",
             ).requires_grad_(False)
-        # Constant gates. A chunk of writes loses `forget_rate` of what was there before it.
-        forget = 1.0 - (1.0 - min(config.forget_rate, 0.999)) ** (1.0 / CHUNK)
+        # Constant gates.
+        forget = 1.0 - (1.0 - min(config.forget_rate, 0.999)) ** (1.0 / size)
         gates = {"decay": _logit(forget), "momentum": _logit(config.momentum_factor)}
         linear = self.memory.gating.linear
         linear.weight.zero_()
@@ -59,7 +61,7 @@ class NeuralRecall:
         self.identity = {
             "dim": dim,
             "depth": config.memory_depth,
-            "forget_rate": config.forget_rate,
+            "forget": forget,
             "momentum_factor": config.momentum_factor,
         }
         self.reset()
@@ -90,8 +92,7 @@ class NeuralRecall:
         x = torch.from_numpy(np.array(vectors, np.float32))[None]
         state, surprise = self.memory.memorize(x, self.state, qkv=torch.cat([x, x, x], -1))
         self._move(state)
-        # the loss is half the squared error
-        return np.asarray(2.0 * surprise.loss[0, :, 0], np.float32)
+        return np.asarray(surprise.loss[0, :, 0], np.float32)
 
     def recall(self, vector: Vector) -> Vector:
         """What the memory answers to `[dim]` or `[n, dim]`; zeros while it has read nothing."""

@@ -70,6 +70,8 @@ class SqliteBackend(SqliteFile):
                     self._db.execute("DELETE FROM gone")
                     now = self._db.execute("SELECT value FROM meta WHERE key = 'change'").fetchone()
                     self._db.execute("UPDATE meta SET value = ? WHERE key = 'gone_from'", now)
+            if self._indexes is not None:
+                self._indexes.close()
             super().close()
 
     # -- writing, within a transaction
@@ -276,6 +278,7 @@ class SqliteBackend(SqliteFile):
                     self._db.execute("SELECT key, value FROM meta WHERE key IN ('change', 'gone_from')").fetchall()
                 )
                 if self._seen < int(told["gone_from"]):  # too long ago to tell what is gone
+                    self.indexes.close()
                     self._indexes = Indexes(self.indexes.dim)
                 gone = self._db.execute("SELECT seq FROM gone WHERE change > ? ORDER BY seq", (self._seen,)).fetchall()
                 sql = """SELECT seq, vector, terms, session, position, speaker FROM vectors JOIN items USING (seq)
