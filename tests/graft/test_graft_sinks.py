@@ -93,11 +93,12 @@ def test_nearer_than_that_nothing_changes(kind):
 
 
 @rotary
-def test_rows_of_other_lengths_read_on_token_by_token(kind):
-    """One row is beyond the distance, one within, one has fewer tokens than sinks."""
-    model, tokens = loud(kind, **NEAR), ids(3, 14)
+@pytest.mark.parametrize("window", [4, 12])  # 12: a row beyond the distance has padding in front of its sinks
+def test_rows_of_other_lengths_read_on_token_by_token(kind, window):
+    """Two rows are beyond the distance, one has fewer tokens than sinks."""
+    model, tokens = loud(kind, **{**NEAR, "window": window}), ids(3, 14)
     mask = torch.ones(3, 14, dtype=torch.long)
-    mask[1, :9], mask[2, 2:] = 0, 0
+    mask[1, :5], mask[2, 2:] = 0, 0
     session, more = model.new_session(3), ids(3, 9, seed=5)
     model(tokens, attention_mask=mask, memory=session)
     found = torch.cat([model(part, memory=session).logits for part in more.split([1, 1, 3, 1, 1, 1, 1], 1)], 1)
