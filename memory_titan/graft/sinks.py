@@ -98,6 +98,15 @@ class NearSinks:
                 (sin * near_cos - cos * near_sin) / scale,
             )
         self._columns: dict[tuple[int, int], Tensor] = {}
+        self._near: dict[int, Tensor] = {}  # by layer, the sinks' keys as the one query sees them
+        if call.before is not None and now.shape[1] == 1 and not call.gaps:  # they stand in front: turn them instead
+            for kind, turn in self._turns.items():
+                layers = [i for i, count in enumerate(sinks) if count and self._types[i] == kind]
+                layers = [i for i in layers if call.before.keys[i].shape[2]]  # those that are skipped keep nothing
+                if not layers:
+                    continue
+                keys = torch.stack([call.before.keys[i][:, :, : sinks[i]] for i in layers])  # all at once
+                self._near |= zip(layers, _turned(keys.to(turn[0].dtype), turn).to(keys.dtype), strict=True)
 
     def bring(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What gives, in plain attention, sinks their scores from nearer by.
@@ -112,9 +121,8 @@ class NearSinks:
             The same, wider by some columns where a call has several queries. The values' further ones are 0.
         """
         sinks, turn = self.sinks[layer], self._turns[self._types[layer]]
-        if query.shape[2] == 1 and not self.call.gaps:  # the sinks stand in front: turn them instead
-            near = _turned(key[:, :, :sinks].to(turn[0].dtype), turn).to(key.dtype)
-            return query, torch.cat([near, key[:, :, sinks:]], 2), value
+        if layer in self._near:
+            return query, torch.cat([self._near[layer], key[:, :, sinks:]], 2), value
         at = self._at(sinks, key)
         scores = _scores(query, at @ key, turn)
         # two parts, the second what bfloat16 loses of the first
