@@ -113,6 +113,7 @@ def parse_layers(text: str) -> Any:
 @click.option("--layers", help='Layers that get a memory: "all", or numbers and ranges.  [default: all]')
 @click.option("--window", type=click.IntRange(1), help="Tokens that the frozen attention may see.  [default: all]")
 @click.option("--sinks", type=click.IntRange(0), help="First tokens that it sees as well.  [default: 0]")
+@click.option(*both("sink_distance"), type=click.IntRange(1), help="They never look further away.  [default: they do]")
 @click.option("--source", type=click.Choice(["learned", "frozen", "tokens"]), help="Of q, k, v.  [default: learned]")
 @click.option("--ngram", type=click.IntRange(0), help="Tokens that a key stands for at the start.  [default: 1]")
 @click.option(

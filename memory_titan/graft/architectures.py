@@ -24,6 +24,7 @@ class Architecture:
     fused_qkv: str | None = None  # from the attention: one projection to q, k and v; None: q_proj, k_proj and v_proj
     masks_by_type: bool = False  # whether the decoder takes a mask for each of its `config.layer_types`
     learned_positions: bool = False  # whether positions end at `config.max_position_embeddings`
+    rotary: str | None = "rotary_emb"  # from the decoder: what gives cos and sin of positions; None: there is none
     lora: tuple[str, ...] = ("q_proj", "v_proj")  # from the attention: what a LoRA adapts unless it says otherwise
 
 
@@ -32,7 +33,14 @@ ARCHITECTURES = {
     "llama": Architecture("model", "layers", "self_attn"),
     "mistral": Architecture("model", "layers", "self_attn"),
     "gpt2": Architecture(
-        "transformer", "h", "attn", "c_proj", fused_qkv="c_attn", learned_positions=True, lora=("c_attn",)
+        "transformer",
+        "h",
+        "attn",
+        "c_proj",
+        fused_qkv="c_attn",
+        learned_positions=True,
+        rotary=None,
+        lora=("c_attn",),
     ),
     "gemma3_text": Architecture(
         "model", "layers", "self_attn", norm_after="post_attention_layernorm", masks_by_type=True
@@ -56,7 +64,7 @@ def architecture_of(model: nn.Module) -> Architecture:
                 "output (from the attention to its output projection)",
                 "norm_after (from a layer to a norm between attention and residual, if there is one)",
                 "fused_qkv (if q, k and v are one projection)",
-                "masks_by_type, learned_positions, lora",
+                "masks_by_type, learned_positions, rotary, lora",
             )
         )
         raise ValueError(

@@ -24,9 +24,11 @@ class MAGConfig:
 
     layers: Literal["all"] | list[int] = "all"  # the decoder layers that get a memory, from 0
     window: int | None = None  # tokens that attention may see, its own included; None: as the model has it
-    # the first tokens of a text, which attention sees beside the window (arXiv 2309.17453). They stay where they are: a
-    # text should not be much longer than the positions the model was trained on
+    # the first tokens of a text, which attention sees beside the window (arXiv 2309.17453)
     sinks: int = 0
+    # a token at position t sees the sinks as one at min(t, sink_distance) would: they never get further away than the
+    # model was trained for. None: they do; a text should not be much longer than the model's positions
+    sink_distance: int | None = None
     segment: int = 1024  # tokens a call that is longer is read in; of no influence on the result
 
     memory_layers: int = 2  # matrices of each memory, its depth: 1 to 4
@@ -58,6 +60,8 @@ class MAGConfig:
             raise ValueError(f"window must be at least 1, the token itself; got {self.window}. None leaves it as it is")
         if self.sinks < 0 or (self.sinks and self.window is None):
             raise ValueError(f"sinks must be at least 0, and are for attention with a window; got {self.sinks}")
+        if self.sink_distance is not None and self.sink_distance < max(1, self.sinks):
+            raise ValueError(f"sink_distance must be at least 1 and sinks={self.sinks}; got {self.sink_distance}")
         if self.source not in ("learned", "frozen", "tokens"):
             raise ValueError(f'source must be "learned", "frozen" or "tokens"; got {self.source!r}')
         if self.gate not in ("hard", "sigmoid"):

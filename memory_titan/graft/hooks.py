@@ -20,6 +20,7 @@ from memory_titan.graft.architectures import architecture_of, attention_shape, f
 from memory_titan.graft.branch import MemoryBranch
 from memory_titan.graft.config import MAGConfig
 from memory_titan.graft.session import CALL, Call, MemorySession, SessionState, attention_mask
+from memory_titan.graft.sinks import NearSinks, check, put_on, take_off
 from memory_titan.memory.neural.layer import NeuralMemoryState
 
 LOWER = "memory_lower"  # the keyword under which the decoder is given what its lower layers would compute
@@ -46,6 +47,8 @@ class Graft:
             raise ValueError("this model has a memory already; unload() takes it off")
         if (implementation := self.decoder.config._attn_implementation) not in ("sdpa", "eager"):
             raise ValueError(f'attn_implementation must be "sdpa" or "eager"; the model has {implementation!r}')
+        if config.sink_distance is not None:
+            check(self.decoder, self.architecture)
         text = self.decoder.config
         self.shape = attention_shape(text)
         self.own_windows: list[int | None] = [layer_window(text, layer) for layer in range(len(layers))]
@@ -65,6 +68,10 @@ class Graft:
             if self.architecture.norm_after:
                 norm = layers[layer].get_submodule(self.architecture.norm_after)
                 self._handles.append(norm.register_forward_hook(_mix_after_norm))
+        # all layers have sinks, grafted or not
+        near = list(layers) if config.sink_distance is not None and config.sinks else []
+        self._near = [layer.get_submodule(self.architecture.attention) for layer in near]
+        put_on(self._near)
         self.decoder._memory_titan = True
 
     def _make_branches(self, hidden: int) -> nn.ModuleDict:
@@ -84,6 +91,8 @@ class Graft:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        take_off(self._near)
+        self._near.clear()
         if getattr(self.decoder, "_memory_titan", False):
             del self.decoder._memory_titan
 
@@ -188,11 +197,14 @@ class Graft:
         return (), {**given, CALL: call}
 
     def _masks(self, call: Call, config: Any) -> Any:
-        """A mask for every layer, by the type of layer where the decoder takes them so."""
+        """A mask for every layer, by the type of layer where the decoder takes them so; also, how sinks are scored."""
         eager = self.decoder.dtype if config._attn_implementation == "eager" else None
         windows, sinks = self.windows(), self.sinks()
         if call.session is not None:
             windows, sinks = call.session.windows, call.session.sinks
+        distance = self.config.sink_distance
+        if distance is not None and any(sinks) and int(call.positions.max()) > distance:
+            call.near = NearSinks(call, sinks, distance, self.decoder, self.architecture)
         types = config.layer_types if self.architecture.masks_by_type else [""] * len(windows)
         masks: dict[str, Tensor | None] = {}
         run = self.layers[0] if call.lower is not None else 0  # the layers below keep nothing then

@@ -61,6 +61,7 @@ class Call:
         gates: `[B, T, 1]`, by grafted layer.
         memories: by grafted layer.
         keys: by layer, keys and values that are kept.
+        near: how sinks are scored, where that is not where they are: a `graft.sinks.NearSinks`.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Call:
         self.gates: dict[int, Tensor] = {}
         self.memories: dict[int, NeuralMemoryState] = {}
         self.keys: dict[int, tuple[Tensor, Tensor]] = {}
+        self.near: Any = None
 
     def seen(self, kept: int) -> Tensor:
         """`[B, kept + T]`, positions of the last `kept` tokens before the call and of its own; -1 for padding."""

@@ -84,7 +84,10 @@ def _fill(whole: Tensor, model: MemoryModel, examples: Sequence[Example], advanc
 def _digest(model: MemoryModel, examples: Sequence[Example]) -> str:
     base = {k: v for k, v in adapter.fingerprint(model).items() if k not in ("grafted", "chunk_size")}
     config = model.graft_config
-    facts = [base, config.window, config.sinks, model.graft.layers[0], str(model.dtype)]
+    sinks: int | list[int] = config.sinks
+    if config.sink_distance is not None:
+        sinks = [config.sinks, config.sink_distance]
+    facts = [base, config.window, sinks, model.graft.layers[0], str(model.dtype)]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for example in examples:
         digest.update(len(example.ids).to_bytes(8, "little") + example.ids.numpy().tobytes())

@@ -15,6 +15,7 @@ KINDS = [
     pytest.param({"window": 5}, id="window"),
     pytest.param({"window": 1}, id="window1"),
     pytest.param({"window": 4, "sinks": 3}, id="sinks"),
+    pytest.param({"window": 4, "sinks": 3, "sink_distance": 6}, id="near"),
     pytest.param({"source": "frozen", "window": 5}, id="frozen"),
     pytest.param({"values": "tokens", "window": 7, "layers": [0, 2]}, id="values"),
     pytest.param({"source": "tokens", "ngram": 5, "window": 6, "memory_layers": 1}, id="tokens"),
