@@ -63,14 +63,9 @@ def mag(query: Vector, memories: Memories) -> Plan:
     """Search both, and mix by how well each knows the query: g = sigmoid(4 (cos(M(q), q) - window's best cosine))."""
     known = _cosine(query, memories.recall(query))
     gate = 1.0 / (1.0 + np.exp(-4.0 * (known - memories.nearest_short(query))))
-    # both near 1 when the gate is undecided: the mix reorders, it does not hide
-    return Plan(
-        query,
-        short=float(min(1.0, 2.0 * (1.0 - gate))),
-        long=float(min(1.0, 2.0 * gate)),
-        gate=float(gate),
-        recalled=known,
-    )
+    # The mix reorders, it does not hide: three quarters at least are left to the memory that is trusted less.
+    short, long = min(1.0, 1.25 - 0.5 * gate), min(1.0, 0.75 + 0.5 * gate)
+    return Plan(query, short=float(short), long=float(long), gate=float(gate), recalled=known)
 
 
 def mal(query: Vector, memories: Memories) -> Plan:

@@ -89,6 +89,9 @@ class Backend(Protocol):
     def clear_log(self) -> None:
         """A checkpoint covers the log, or it is void."""
 
+    def places_of(self, seqs: Seqs) -> NDArray[np.int64]:
+        """`[n]`, the places bits of items; 0 for what is not there."""
+
     def get(self, seqs: Sequence[int] | Seqs, full: bool = False) -> list[Item]:
         """The items that are there, in the given order; with `full`, vectors and terms too."""
 
@@ -124,8 +127,8 @@ class Backend(Protocol):
     def places(self, seqs: Seqs) -> Places:
         """Where items stand in their sessions; session -1 for what is not there."""
 
-    def seqs_at(self, sessions: NDArray[np.int64], positions: NDArray[np.int64]) -> Seqs:
-        """The items at these places, ascending; empty places are left out."""
+    def around(self, seqs: Seqs, radius: int) -> Seqs:
+        """These items and those at most `radius` before and after each in its session; ascending."""
 
     def named(self, query: str) -> set[int]:
         """The speakers that a query names."""

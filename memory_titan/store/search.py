@@ -6,14 +6,13 @@ query -> the nearest vectors, the best by words, and what stands beside them in 
 
 from __future__ import annotations
 
-import datetime
-
 import numpy as np
 
 from memory_titan.store.architectures import Plan
 from memory_titan.store.backend import Backend
-from memory_titan.store.item import PENDING, SHORT, Hit, Item, Seqs, Vector
-from memory_titan.store.ranking import Candidates, Ranking, RankingConfig, around, idf, rank
+from memory_titan.store.documents import iso
+from memory_titan.store.item import PENDING, SHORT, Hit, Item, Seqs
+from memory_titan.store.ranking import Candidates, Ranking, RankingConfig, idf, rank
 from memory_titan.store.terms import term_ids
 
 CANDIDATES = 100  # by vectors and by words each, beside their neighbours
@@ -30,6 +29,7 @@ class Search:
 
     def __init__(self, backend: Backend, config: RankingConfig) -> None:
         self.backend, self.config = backend, config
+        self._full = config.lexical + config.dense + config.window + config.speaker + config.length
 
     def __call__(self, query: str, plan: Plan, top_k: int, allowed: Seqs | None) -> tuple[list[Hit], list[int]]:
         """The best `top_k`, searched for as `plan` says; and the seqs of these hits.
@@ -37,48 +37,48 @@ class Search:
         What a filter excludes takes no part, not even as a neighbour.
         """
         seqs, ranking = self._ranked(query, plan, max(CANDIDATES, 4 * top_k), allowed)
-        order = ranking.order()
-        items = {item.seq: item for item in self.backend.get(seqs[order[: 4 * top_k]])}
         if plan.short != plan.long:  # of MAG: by the memory that holds them
-            factors = np.array([_factor(items.get(seq), plan) for seq in seqs.tolist()])
-            ranking = Ranking(ranking.scores * factors, {name: part * factors for name, part in ranking.parts.items()})
-            order = ranking.order()
-        best = max(float(ranking.scores.max(initial=0.0)), sum(self._weights()))
+            held = self.backend.places_of(seqs) & (SHORT | PENDING) > 0
+            factors = np.where(held, plan.short, plan.long)
+            ranking = Ranking(ranking.scores * factors, {name: x * factors for name, x in ranking.parts.items()})
+        order = ranking.order()[: 4 * top_k]
+        chosen, twins = self._merged(seqs[order], top_k)
+        found = {item.seq: item for item in self.backend.get([*chosen.values(), *twins])}
         hits: list[Hit] = []
         used: list[int] = []
-        vectors: list[Vector] = []
-        for place in order[: 4 * top_k].tolist():
-            item = items.get(int(seqs[place]))
-            if item is None:
+        for place, seq in chosen.items():
+            if (item := found.get(seq)) is None:
                 continue  # deleted meanwhile
-            vector = self.backend.vectors_of(seqs[place : place + 1])[0]
-            twin = next((n for n, other in enumerate(vectors) if float(vector @ other) > SAME), None)
-            if twin is not None:
-                hits[twin]["duplicates"].append(item.id)
-                continue
-            if len(hits) == top_k:
-                continue  # duplicates of the hits may still follow
-            hits.append(_hit(item, max(0.0, float(ranking.scores[place])) / best, ranking.explain(place)))
-            used.append(item.seq)
-            vectors.append(vector)
+            score = float(ranking.scores[order[place]]) / self._full
+            hits.append(_hit(item, min(1.0, max(0.0, score)), ranking.explain(int(order[place]))))
+            used.append(seq)
+            same = [twin for twin, of in twins.items() if of == seq]
+            hits[-1]["duplicates"] = [found[twin].id for twin in same if twin in found]
         return hits, used
+
+    def _merged(self, seqs: Seqs, top_k: int) -> tuple[dict[int, int], dict[int, int]]:
+        """Of the best items: place -> seq of the first `top_k` that say different things; twin -> whose it is."""
+        vectors = self.backend.vectors_of(seqs)
+        same = vectors @ vectors.T > SAME
+        chosen: dict[int, int] = {}
+        twins: dict[int, int] = {}
+        for place, seq in enumerate(seqs.tolist()):
+            of = next((other for at, other in chosen.items() if same[place, at]), None)
+            if of is not None:
+                twins[seq] = of
+            elif len(chosen) < top_k:  # once it is full, twins of the chosen may still follow
+                chosen[place] = seq
+        return chosen, twins
 
     def _ranked(self, query: str, plan: Plan, k: int, allowed: Seqs | None) -> tuple[Seqs, Ranking]:
         """Candidates, ascending, and their scores."""
-        terms = np.unique(term_ids(query))
-        near, _ = self.backend.dense(plan.vector, k, allowed)
-        worded, _ = self.backend.lexical(terms, k, allowed)
-        found = np.union1d(near, worded)
-        places = self.backend.places(found)
-        radius = len(self.config.neighbours)
-        seqs = np.union1d(found, self.backend.seqs_at(*around(places.session, places.position, radius)))
+        backend, terms = self.backend, np.unique(term_ids(query))
+        near, _ = backend.dense(plan.vector, k, allowed)
+        worded, _ = backend.lexical(terms, k, allowed)
+        seqs = backend.around(np.union1d(near, worded), len(self.config.neighbours))
         if allowed is not None:
             seqs = np.intersect1d(seqs, allowed, assume_unique=True)
-        places = self.backend.places(seqs)
-        seqs = seqs[places.session >= 0]
-        places = self.backend.places(seqs)
-        words = self.backend.words_of(terms, seqs)
-        named = self.backend.named(query)
+        words, places, named = backend.words_of(terms, seqs), backend.places(seqs), backend.named(query)
         candidates = Candidates(
             session=places.session,
             position=places.position,
@@ -86,20 +86,10 @@ class Search:
             counts=words.counts,
             idf=idf(words.items, words.frequencies),
             mean_words=words.mean_length,
-            dense=(self.backend.vectors_of(seqs) @ plan.vector).astype(np.float64),
+            dense=(backend.vectors_of(seqs) @ plan.vector).astype(np.float64),
             named=np.isin(places.speaker, list(named)) if named else None,
         )
         return seqs, rank(candidates, self.config)
-
-    def _weights(self) -> tuple[float, ...]:
-        config = self.config
-        return config.lexical, config.dense, config.window, config.speaker, config.length
-
-
-def _factor(item: Item | None, plan: Plan) -> float:
-    if item is None:
-        return min(plan.short, plan.long)
-    return plan.short if item.places & (SHORT | PENDING) else plan.long
 
 
 def _hit(item: Item, score: float, why: dict[str, float]) -> Hit:
@@ -110,7 +100,7 @@ def _hit(item: Item, score: float, why: dict[str, float]) -> Hit:
         id=item.id,
         metadata=item.metadata,
         surprise=item.surprise,
-        created=datetime.datetime.fromtimestamp(item.created, datetime.timezone.utc).isoformat(),
+        created=iso(item.created),
         session=item.session,
         why={name: round(value, 4) for name, value in why.items()},
         duplicates=[],

@@ -3,7 +3,7 @@
     session "monday"   position 0  1  2  ...        what stands next to an item lends it meaning
     session ""         position 0  1  ...           everything that was added without a session: one stream
 
-A session is one speaker's or several people's; a place whose item was deleted stays empty.
+The place of a deleted item stays empty.
 """
 
 from __future__ import annotations
@@ -50,22 +50,25 @@ class Places:
 
 
 class SessionIndex:
-    """Places by seq and seqs by place. Safe for many readers beside one writer."""
+    """Places and neighbours by seq. Safe for many readers beside one writer."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._seqs = np.empty(0, np.int64)
-        self._codes, self._positions, self._speakers = (np.empty(0, np.int32) for _ in range(3))
+        self._codes, self._positions, self._speakers, self._before, self._after = (
+            np.empty(0, np.int32) for _ in range(5)
+        )
+        self._alive = np.empty(0, bool)
         self._rows = 0
         self._sessions: dict[str, int] = {}
+        self._last: list[int] = []  # by session: the row of its last item
         self._names: dict[str, int] = {}
         self._by_token: dict[str, set[int]] = {}
-        self._order: list[list[int]] = []  # by session: the seq at each position, -1 where there is none
 
     def next_position(self, session: str | None) -> int:
         """Where the next item of a session will stand."""
         code = self._sessions.get(session or "")
-        return 0 if code is None else len(self._order[code])
+        return 0 if code is None else int(self._positions[self._last[code]]) + 1
 
     def add(
         self,
@@ -76,22 +79,33 @@ class SessionIndex:
     ) -> None:
         """Items with seqs above all before, in their order."""
         with self._lock:
-            codes = np.empty(len(seqs), np.int32)
-            named = np.empty(len(seqs), np.int32)
-            for n, (seq, session, position, speaker) in enumerate(
-                zip(seqs, sessions, positions, speakers, strict=True)
-            ):
-                codes[n] = self._sessions.setdefault(session or "", len(self._sessions))
-                if codes[n] == len(self._order):
-                    self._order.append([])
-                order = self._order[codes[n]]
-                order += [-1] * (position - len(order)) + [int(seq)]
+            rows, count = self._rows, len(seqs)
+            codes, named, before = (np.empty(count, np.int32) for _ in range(3))
+            after = np.full(count, -1, np.int32)
+            for n, (session, speaker) in enumerate(zip(sessions, speakers, strict=True)):
+                code = self._sessions.setdefault(session or "", len(self._sessions))
+                if code == len(self._last):
+                    self._last.append(-1)
+                last = self._last[code]
+                codes[n], before[n] = code, last
                 named[n] = -1 if speaker is None else self._speaker(speaker)
-            rows = self._rows
+                if last >= rows:
+                    after[last - rows] = rows + n
+                elif last >= 0:
+                    self._after[last] = rows + n
+                self._last[code] = rows + n
             self._codes, self._speakers = grown(self._codes, rows, codes), grown(self._speakers, rows, named)
+            self._before, self._after = grown(self._before, rows, before), grown(self._after, rows, after)
             self._positions = grown(self._positions, rows, np.asarray(positions, np.int32))
+            self._alive = grown(self._alive, rows, np.ones(count, bool))
             self._seqs = grown(self._seqs, rows, seqs)
-            self._rows = rows + len(seqs)
+            self._rows = rows + count
+
+    def remove(self, seqs: Seqs) -> None:
+        """They are nobody's neighbours any more; their places stay empty."""
+        with self._lock:
+            at, there = where(self._seqs[: self._rows], seqs)
+            self._alive[at[there]] = False
 
     def _speaker(self, name: str) -> int:
         code = self._names.get(name)
@@ -105,29 +119,22 @@ class SessionIndex:
         """Where items stand; of unknown ones session is -1."""
         with self._lock:
             at, there = where(self._seqs[: self._rows], seqs)
+            if not self._rows:
+                return Places(*(np.full(len(seqs), -1) for _ in range(3)))
             columns = (self._codes, self._positions, self._speakers)
-            found = [
-                np.where(there, x[at], -1).astype(np.int64) if self._rows else np.full(len(seqs), -1) for x in columns
-            ]
-        return Places(*found)
+            return Places(*(np.where(there, column[at], -1).astype(np.int64) for column in columns))
 
-    def at(self, sessions: NDArray[np.int64], positions: NDArray[np.int64]) -> Seqs:
-        """The seqs at these places, ascending; places without an item are left out."""
-        found = []
+    def around(self, seqs: Seqs, radius: int) -> Seqs:
+        """These items and those at most `radius` before and after each in its session; ascending."""
         with self._lock:
-            for code, position in zip(sessions.tolist(), positions.tolist(), strict=True):
-                if 0 <= code < len(self._order) and 0 <= position < len(self._order[code]):
-                    found.append(self._order[code][position])
-        seqs = np.unique(np.array(found, np.int64))
-        return seqs[seqs >= 0]
-
-    def remove(self, seqs: Seqs) -> None:
-        """Empty their places."""
-        places = self.of(seqs)
-        with self._lock:
-            for code, position in zip(places.session.tolist(), places.position.tolist(), strict=True):
-                if code >= 0:
-                    self._order[code][position] = -1
+            at, there = where(self._seqs[: self._rows], seqs)
+            found = [backward := at[there], forward := at[there]]
+            for _ in range(radius):
+                backward, forward = self._before[backward], self._after[forward]
+                backward, forward = backward[backward >= 0], forward[forward >= 0]
+                found += [backward, forward]
+            rows = np.unique(np.concatenate(found))
+            return self._seqs[rows[self._alive[rows]]]
 
     def named(self, query: str) -> set[int]:
         """The speakers that a query names, by a word of their name."""

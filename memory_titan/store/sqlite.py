@@ -197,6 +197,15 @@ class SqliteBackend(SqliteFile):
                         found[seq].vector, found[seq].terms = np.frombuffer(vector, np.float32), unpack(terms)
         return [found[seq] for seq in wanted if seq in found]
 
+    def places_of(self, seqs: Seqs) -> Seqs:
+        """`[n]`, the places bits of items; 0 for what is not there."""
+        found: dict[int, int] = {}
+        with self._reading() as db:
+            for part in _parts(seqs.tolist()):
+                marks = ",".join("?" * len(part))
+                found.update(db.execute(f"SELECT seq, places FROM items WHERE seq IN ({marks})", part).fetchall())
+        return np.array([found.get(seq, 0) for seq in seqs.tolist()], np.int64)
+
     def seqs_of(self, ids: Sequence[str]) -> dict[str, int]:
         """id -> seq, of those that are there."""
         found: dict[str, int] = {}
@@ -326,9 +335,9 @@ class SqliteBackend(SqliteFile):
         """Where items stand in their sessions; session -1 for what is not there."""
         return self.indexes.places(seqs)
 
-    def seqs_at(self, sessions: Any, positions: Any) -> Seqs:
-        """The items at these places, ascending; empty places are left out."""
-        return self.indexes.sessions.at(sessions, positions)
+    def around(self, seqs: Seqs, radius: int) -> Seqs:
+        """These items and those at most `radius` before and after each in its session; ascending."""
+        return self.indexes.sessions.around(seqs, radius)
 
     def named(self, query: str) -> set[int]:
         """The speakers that a query names."""
