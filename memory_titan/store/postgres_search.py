@@ -17,8 +17,8 @@ from memory_titan.store.postgres_link import FIND_VECTOR, LOCK, Connection, psyc
 from memory_titan.store.postings import Terms
 from memory_titan.store.where import postgres_clause
 
-EXACT = 10_000  # so many vectors are compared one by one
-INDEXED_FROM = 20_000  # items of a store that gets a graph
+EXACT = 20_000  # so many vectors are compared one by one
+INDEXED_FROM = 50_000  # items of a store that gets a graph
 INDEXED_DIM = 4000  # pgvector's limit, for half precision
 ITERATIVE = "relaxed_order"  # of pgvector's scans; what is found is sorted anew
 K1, B = 1.2, 0.75  # as in `words.py`
@@ -45,7 +45,7 @@ def by_graph(db: Connection, store: int, query: Vector, k: int, allowed: Seqs | 
             "SELECT set_config('hnsw.iterative_scan', %s, true), set_config('hnsw.ef_search', %s, true), "
             "set_config('hnsw.max_scan_tuples', '40000', true), set_config('hnsw.scan_mem_multiplier', '8', true), "
             "set_config('enable_sort', 'off', true)",  # the planner's guesses about filters are no better than ours
-            (ITERATIVE, str(min(1000, max(100, wide)))),
+            (ITERATIVE, str(min(1000, max(100, 3 * wide)))),
         )
         found = db.execute(
             "SELECT seq, -(embedding <#> %s::vector) AS cosine FROM (SELECT seq, embedding FROM "
@@ -91,18 +91,27 @@ def make_graph(url: str, store: int, dim: int) -> None:
 def lexical(db: Connection, store: int, terms: Terms, k: int, allowed: Seqs | None) -> tuple[Seqs, Vector]:
     """The k best by BM25, as `words.py` has it, over the items that are there when it is asked."""
     distinct, times = np.unique(np.asarray(terms, np.uint32), return_counts=True)
-    only = "" if allowed is None else "WHERE seq = ANY (%(allowed)s) "
+    only = "" if allowed is None else " AND seq = ANY (%(allowed)s)"
     found = db.execute(
-        "WITH query AS (SELECT * FROM unnest(%(terms)s, %(times)s) AS query (term, times)), "
-        "total AS (SELECT items, tokens::float8 / greatest(items, 1) AS mean FROM stores WHERE store = %(store)s), "
-        "matches AS MATERIALIZED (SELECT term, seq, times, tf::float8, length FROM query "
-        "JOIN postings USING (term) WHERE store = %(store)s), "
-        "rarity AS (SELECT term, ln(1 + (min(items) - count(*) + 0.5::float8) / (count(*) + 0.5::float8)) AS idf "
-        "FROM matches, total GROUP BY term) "
+        "WITH total AS (SELECT items, tokens::float8 / greatest(items, 1) AS mean "
+        "FROM stores WHERE store = %(store)s), "
+        "query AS MATERIALIZED (SELECT term, %(slope)s / greatest(mean, 1e-9) AS slope, "
+        "%(gain)s * times * ln(1 + (items - df + 0.5::float8) / (df + 0.5::float8)) AS gain "
+        "FROM total, unnest(%(terms)s, %(times)s) AS distincts (term, times), LATERAL (SELECT count(*) AS df "
+        "FROM postings WHERE store = %(store)s AND postings.term = distincts.term) AS counts) "
         # rounded, as equal items must score equally in whatever order their terms are added up
-        f"SELECT seq, sum(times * idf * {K1 + 1} / (1 + {K1} * ({1 - B} + {B} * length / mean) / tf))::real AS score "
-        f"FROM matches JOIN rarity USING (term), total {only}GROUP BY seq ORDER BY score DESC, seq DESC LIMIT %(k)s",
-        {"terms": distinct.view(np.int32), "times": times, "store": store, "k": k, "allowed": allowed},
+        "SELECT seq, sum(gain / (1 + (%(flat)s + slope * length) / tf))::real AS score FROM query JOIN postings "
+        f"USING (term) WHERE store = %(store)s{only} GROUP BY seq ORDER BY score DESC, seq DESC LIMIT %(k)s",
+        {
+            "terms": distinct.view(np.int32),
+            "times": times,
+            "store": store,
+            "k": k,
+            "allowed": allowed,
+            "gain": K1 + 1,
+            "flat": K1 * (1 - B),
+            "slope": K1 * B,
+        },
         binary=True,
     ).fetchall()
     return _columns(found)

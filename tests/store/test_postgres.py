@@ -268,7 +268,8 @@ from bag import BagEmbedder
 from memory_titan import TitansManager
 with TitansManager(BagEmbedder(), url=sys.argv[1], name=sys.argv[2], short_term_size=20) as titans:
     for n in range(0, 120, 10):
-        titans.add_documents([f"{sys.argv[3]} item{n + i} word{n}" for i in range(10)], ids=[f"{sys.argv[3]}-{n + i}" for i in range(10)])
+        ids = [f"{sys.argv[3]}-{n + i}" for i in range(10)]
+        titans.add_documents([f"{name} word{n}" for name in ids], ids=ids)
 """
 
 
