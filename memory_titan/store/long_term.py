@@ -43,6 +43,7 @@ class LongTermMemory:
         self._epoch: int | None = None  # of the weights in the database; they are made anew with every epoch
         self._saved = 0  # what the checkpoint covers
         self._void = False  # they have to be made anew
+        self._unreadable = False  # the checkpoint is of other settings
         self._lock = threading.RLock()  # of the weights; taken after the backend's, never before
         self._follow()
 
@@ -140,13 +141,15 @@ class LongTermMemory:
             self._save()
 
     def _save(self) -> None:
+        self._saved = self.neural.written
+        self.backend.set_meta("epoch", [self.backend.meta("epoch", [0])[0], False, self._saved])
         self.backend.set_blob(STATE, self.neural.to_bytes())
         self.backend.clear_log()
-        self._saved = self.neural.written
 
     def _begin_epoch(self, data: bytes | None) -> None:
         """From now on the weights are `data`; None: they have to be made anew."""
-        self.backend.set_meta("epoch", [self.backend.meta("epoch", [0, False])[0] + 1, data is None])
+        saved = 0 if data is None else self.neural.written
+        self.backend.set_meta("epoch", [self.backend.meta("epoch", [0])[0] + 1, data is None, saved])
         self.backend.set_blob(STATE, data)
         self.backend.clear_log()
 
@@ -154,11 +157,11 @@ class LongTermMemory:
 
     def recall(self, vector: Vector) -> Vector:
         """What the weights answer to `[dim]`."""
+        if not self.backend.exclusive or self._epoch is None:
+            self._follow(asking=True)
         if self._void and not self.backend.read_only:
             with self.backend.transaction():
                 self.catch_up()
-        elif not self.backend.exclusive or self._epoch is None:
-            self._follow()
         return self.neural.recall(vector)
 
     def lost_track(self) -> None:
@@ -172,20 +175,26 @@ class LongTermMemory:
             if self._void:
                 self._rebuild()
 
-    def _follow(self) -> None:
-        """To the database's checkpoint, then along its log. Void weights are empty until a writer makes them anew."""
+    def _follow(self, asking: bool = False) -> None:
+        """To the database's checkpoint, then along its log. Void weights are empty until a writer makes them anew.
+
+        Who is only `asking` leaves them alone while a thread of this process writes: they are ahead of the database.
+        """
         with self._lock:
-            epoch, void = self.backend.meta("epoch", [0, False])
-            positions, vectors = self.backend.log(self.neural.written)
-            if epoch != self._epoch or (positions and positions[0] > self.neural.written):
+            if asking and self.backend.exclusive and self._epoch is not None:
+                return
+            epoch, void, saved = self.backend.meta("epoch", [0, False, 0])
+            if epoch != self._epoch or (saved > self.neural.written and not self._void):
                 self.neural.reset()
                 blob = self.backend.blob(STATE)
-                if blob is not None and not self.neural.load_bytes(blob):
-                    void = True  # they were written with other settings than today's
-                self._epoch, self._saved = epoch, self.neural.written
-                positions, vectors = self.backend.log(self.neural.written)
-            self._void = void
-            if positions and positions[0] == self.neural.written and not void:
+                # they may have been written with other settings than today's
+                self._unreadable = blob is not None and not self.neural.load_bytes(blob)
+                self._epoch = epoch
+            self._saved, self._void = saved, void or self._unreadable
+            if self._void:
+                return
+            positions, vectors = self.backend.log(self.neural.written)
+            if positions and positions[0] == self.neural.written:
                 self.neural.write(vectors)
 
     def _rebuild(self) -> None:
@@ -195,12 +204,13 @@ class LongTermMemory:
         if len(seqs):
             self.neural.write(self.backend.vectors_of(seqs))
         self._begin_epoch(self.neural.to_bytes())
-        self._epoch, self._saved, self._void = self.backend.meta("epoch")[0], self.neural.written, False
+        self._epoch, self._saved = self.backend.meta("epoch")[0], self.neural.written
+        self._void = self._unreadable = False
 
     def stats(self) -> dict[str, Any]:
         """JSON."""
         counts = self.backend.meta("counts", {"offered": 0, "admitted": 0, "evicted": 0, "forgotten": 0})
-        self._follow()
+        self._follow(asking=True)
         return {
             "items": self.backend.count(LONG),
             "size": self.size,

@@ -382,11 +382,13 @@ class TitansManager:
             if self._closed:
                 return
             self._closed = True
-            if not self.backend.read_only:
-                with self.backend.transaction():
-                    self._flush_uses()
-                    self.long_term.checkpoint()
-            self.backend.close()
+            try:
+                if not self.backend.read_only:
+                    with self.backend.transaction():
+                        self._flush_uses()
+                        self.long_term.checkpoint()
+            finally:
+                self.backend.close()
 
     def __enter__(self) -> TitansManager:
         return self
@@ -410,10 +412,12 @@ class TitansManager:
     def _check_model(self, probe: np.ndarray[Any, Any]) -> None:
         """The store's vectors were made by this embedder."""
         known = self.backend.meta("embedder")
-        if known is None:
-            if not self.backend.read_only:
-                with self.backend.transaction():
+        if known is None and not self.backend.read_only:
+            with self.backend.transaction():
+                known = self.backend.meta("embedder")  # another process may have been first
+                if known is None:
                     self.backend.set_meta("embedder", {"name": self.embedder.name, "probe": probe.tolist()})
+        if known is None:
             return
         old = np.asarray(known["probe"], np.float32)
         if old.shape != probe.shape or float(old @ probe) < SAME_MODEL:

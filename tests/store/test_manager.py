@@ -22,7 +22,7 @@ def opened(request, tmp_path):
     """Opens managers of one empty store; in memory every one is a store of its own."""
     where = {"path": tmp_path / "a.memory"} if request.param == "file" else {}
     if request.param == "postgres":
-        where = {"url": request.getfixturevalue("postgres_url"), "name": f"t{abs(hash(request.node.nodeid))}"}
+        where = {"url": request.getfixturevalue("postgres_url"), "name": request.node.nodeid}
     made = []
 
     def open_one(**options):
