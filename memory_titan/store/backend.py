@@ -130,9 +130,6 @@ class Backend(Protocol):
     def around(self, seqs: Seqs, radius: int) -> Seqs:
         """These items and those at most `radius` before and after each in its session; ascending."""
 
-    def named(self, query: str) -> set[int]:
-        """The speakers that a query names."""
-
     def vectors_of(self, seqs: Seqs) -> Vector:
         """`[n, dim]`."""
 

@@ -78,7 +78,7 @@ class Search:
         seqs = backend.around(np.union1d(near, worded), len(self.config.neighbours))
         if allowed is not None:
             seqs = np.intersect1d(seqs, allowed, assume_unique=True)
-        words, places, named = backend.words_of(terms, seqs), backend.places(seqs), backend.named(query)
+        words, places = backend.words_of(terms, seqs), backend.places(seqs)
         candidates = Candidates(
             session=places.session,
             position=places.position,
@@ -87,7 +87,7 @@ class Search:
             idf=idf(words.items, words.frequencies),
             mean_words=words.mean_length,
             dense=(backend.vectors_of(seqs) @ plan.vector).astype(np.float64),
-            named=np.isin(places.speaker, list(named)) if named else None,
+            named=places.named(query),
         )
         return seqs, rank(candidates, self.config)
 

@@ -12,6 +12,7 @@ import re
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -41,12 +42,20 @@ class Places:
     Attributes:
         session: `[n]`, a number for each session.
         position: `[n]`, in the session.
-        speaker: `[n]`, a number for each speaker; -1: unknown.
+        speaker: `[n]`, places in `names`; -1: unknown.
+        names: of the speakers.
     """
 
     session: NDArray[np.int64]
     position: NDArray[np.int64]
     speaker: NDArray[np.int64]
+    names: Sequence[str]
+
+    def named(self, query: str) -> NDArray[np.bool_]:
+        """`[n]`: whether a query names the item's speaker, by a word of the name."""
+        asked = set(tokenize(query))
+        codes = [code for code in np.unique(self.speaker).tolist() if code >= 0]
+        return np.isin(self.speaker, [code for code in codes if not asked.isdisjoint(_words_of(self.names[code]))])
 
 
 class SessionIndex:
@@ -62,8 +71,8 @@ class SessionIndex:
         self._rows = 0
         self._sessions: dict[str, int] = {}
         self._last: list[int] = []  # by session: the row of its last item
-        self._names: dict[str, int] = {}
-        self._by_token: dict[str, set[int]] = {}
+        self._names: list[str] = []
+        self._numbers: dict[str, int] = {}
 
     def next_position(self, session: str | None) -> int:
         """Where the next item of a session will stand."""
@@ -108,11 +117,10 @@ class SessionIndex:
             self._alive[at[there]] = False
 
     def _speaker(self, name: str) -> int:
-        code = self._names.get(name)
+        code = self._numbers.get(name)
         if code is None:
-            code = self._names[name] = len(self._names)
-            for token in tokenize(name):
-                self._by_token.setdefault(token, set()).add(code)
+            code = self._numbers[name] = len(self._names)
+            self._names.append(name)
         return code
 
     def of(self, seqs: Seqs) -> Places:
@@ -120,9 +128,9 @@ class SessionIndex:
         with self._lock:
             at, there = where(self._seqs[: self._rows], seqs)
             if not self._rows:
-                return Places(*(np.full(len(seqs), -1) for _ in range(3)))
+                return Places(*(np.full(len(seqs), -1) for _ in range(3)), names=())
             columns = (self._codes, self._positions, self._speakers)
-            return Places(*(np.where(there, column[at], -1).astype(np.int64) for column in columns))
+            return Places(*(np.where(there, column[at], -1).astype(np.int64) for column in columns), names=self._names)
 
     def around(self, seqs: Seqs, radius: int) -> Seqs:
         """These items and those at most `radius` before and after each in its session; ascending."""
@@ -136,7 +144,7 @@ class SessionIndex:
             rows = np.unique(np.concatenate(found))
             return self._seqs[rows[self._alive[rows]]]
 
-    def named(self, query: str) -> set[int]:
-        """The speakers that a query names, by a word of their name."""
-        with self._lock:
-            return set().union(*(self._by_token.get(token, set()) for token in tokenize(query)))
+
+@lru_cache(4096)
+def _words_of(name: str) -> frozenset[str]:
+    return frozenset(tokenize(name))

@@ -339,10 +339,6 @@ class SqliteBackend(SqliteFile):
         """These items and those at most `radius` before and after each in its session; ascending."""
         return self.indexes.sessions.around(seqs, radius)
 
-    def named(self, query: str) -> set[int]:
-        """The speakers that a query names."""
-        return self.indexes.sessions.named(query)
-
 
 def _item(row: tuple[Any, ...]) -> Item:
     seq, name, content, metadata, created, session, position, speaker, places, surprise, value, used = row
