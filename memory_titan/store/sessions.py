@@ -128,15 +128,19 @@ class SessionIndex:
         with self._lock:
             at, there = where(self._seqs[: self._rows], seqs)
             if not self._rows:
-                return Places(*(np.full(len(seqs), -1) for _ in range(3)), names=())
+                nowhere = np.full(len(seqs), -1)
+                return Places(nowhere, nowhere, nowhere, ())
             columns = (self._codes, self._positions, self._speakers)
-            return Places(*(np.where(there, column[at], -1).astype(np.int64) for column in columns), names=self._names)
+            session, position, speaker = (np.where(there, column[at], -1).astype(np.int64) for column in columns)
+            return Places(session, position, speaker, self._names)
 
     def around(self, seqs: Seqs, radius: int) -> Seqs:
         """These items and those at most `radius` before and after each in its session; ascending."""
         with self._lock:
             at, there = where(self._seqs[: self._rows], seqs)
-            found = [backward := at[there], forward := at[there]]
+            backward: NDArray[Any] = at[there]
+            forward: NDArray[Any] = backward
+            found = [backward]
             for _ in range(radius):
                 backward, forward = self._before[backward], self._after[forward]
                 backward, forward = backward[backward >= 0], forward[forward >= 0]
