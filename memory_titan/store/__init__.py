@@ -1,0 +1,1 @@
+"""A store of short texts that applications remember and search."""

@@ -1,0 +1,195 @@
+"""Which of the candidates hold the evidence: words and meaning, of an item and of what was said around it.
+
+    score =   lexical * BM25 of the item, words of its neighbours counted in part    "Where do you live now?"
+            + dense   * cosine of the item, with part of its neighbours'             "In York, by the river."
+            + window  * BM25 of the dozen items either side: the subject             "... since we left Leeds ..."
+            + speaker * 1 if the query names who said it
+            + length  * words / (words + half_length)                                "Yes!" tells nothing
+
+The first three are divided by the best candidate's. Evidence in a conversation often answers or follows the turn that
+holds the question's words; hence neighbours, whose words are counted before BM25 saturates, as BM25F counts fields (S.
+Robertson, H. Zaragoza, M. Taylor, Simple BM25 extension to multiple weighted fields, 2004). Pure functions over arrays;
+no data base.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class RankingConfig:
+    """Weights of the parts of a score, and the constants within them. Chosen once, on scripts of conversations."""
+
+    lexical: float = 0.6  # BM25 of the item
+    dense: float = 0.4  # cosine of the query's and the item's vectors
+    window: float = 0.4  # BM25 of the items around
+    speaker: float = 0.1  # the query names the speaker
+    length: float = 0.2  # long items before short ones
+    neighbours: tuple[float, ...] = (0.3, 0.1)  # shares that items 1, 2, ... before and after count with
+    radius: int = 12  # items either side in the window
+    k1: float = 0.9  # BM25: how soon repetition stops to count
+    b: float = 0.4  # BM25: how much long items are discounted, from 0 to 1
+    window_k1: float = 1.2
+    half_length: float = 5.0  # words at which `length` counts half
+
+    def __post_init__(self) -> None:
+        weights = (self.lexical, self.dense, self.window, self.speaker, self.length, *self.neighbours)
+        if min(weights) < 0 or not np.isfinite(weights).all():
+            raise ValueError(f"weights must be at least 0; got {self}")
+        if min(self.k1, self.window_k1, self.half_length) <= 0 or not 0 <= self.b <= 1 or self.radius < 0:
+            raise ValueError(
+                f"k1, window_k1 and half_length must be above 0, b from 0 to 1, radius at least 0; got {self}"
+            )
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What is known of n candidates, in any order, and of the query's m words.
+
+    Candidates should hold the neighbours of what matched, too (`around` names them): evidence need not match itself.
+    """
+
+    session: Ints  # [n] a number for each session; items without one need different numbers
+    position: Ints  # [n] place in the session: 0, 1, 2, ...
+    words: Floats  # [n] length in words
+    counts: Floats  # [m, n] how often each word of the query stands in the item
+    idf: Floats  # [m], see `idf`
+    mean_words: float  # length of an item of the store, on average
+    dense: Floats | None = None  # [n] cosine with the query; None: no vectors
+    named: NDArray[np.bool_] | None = None  # [n] the query names the item's speaker; None: it names none
+
+    def __post_init__(self) -> None:
+        n, m = len(self.session), len(self.idf)
+        for name, shape in {"position": (n,), "words": (n,), "counts": (m, n), "dense": (n,), "named": (n,)}.items():
+            value = getattr(self, name)
+            if value is not None and value.shape != shape:
+                raise ValueError(f"{name} must have shape {shape} beside {n} sessions and {m} idf; got {value.shape}")
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Scores of candidates and what they are made of."""
+
+    scores: Floats  # [n]
+    parts: dict[str, Floats]  # name of a part: [n], weighted; they sum to the scores
+
+    def order(self) -> Ints:
+        """`[n]` candidates, best first; equal ones in the order they came."""
+        return np.argsort(-self.scores, kind="stable").astype(np.int64)
+
+    def explain(self, candidate: int) -> dict[str, float]:
+        """The parts of one candidate's score, by name."""
+        return {name: float(part[candidate]) for name, part in self.parts.items()}
+
+
+def idf(items: int, frequencies: ArrayLike) -> Floats:
+    """Inverse document frequency, never negative.
+
+    Args:
+        items: in the store.
+        frequencies: `[m]`, how many of them hold each word.
+
+    Returns:
+        `[m]`, `log(1 + (items - f + 0.5) / (f + 0.5))`.
+    """
+    f = np.asarray(frequencies, dtype=np.float64)
+    return np.asarray(np.log1p((items - f + 0.5) / (f + 0.5)))
+
+
+def around(session: Ints, position: Ints, radius: int = 2) -> tuple[Ints, Ints]:
+    """Places of items and of their neighbours, for looking them up.
+
+    Args:
+        session: `[n]`, as in `Candidates`.
+        position: `[n]`, likewise.
+        radius: neighbours either side.
+
+    Returns:
+        `(session, position)`, each `[places]`, different ones, in order; none before a session's first, but some may
+        lie beyond its last.
+    """
+    offsets = np.arange(-radius, radius + 1)
+    places = np.stack([np.repeat(session, len(offsets)), (position[:, None] + offsets).ravel()], 1)
+    places = np.unique(places[places[:, 1] >= 0], axis=0)
+    return places[:, 0], places[:, 1]
+
+
+def rank(candidates: Candidates, config: RankingConfig | None = None) -> Ranking:
+    """Score candidates.
+
+    Args:
+        candidates: what is known of them.
+        config: weights; None: the defaults.
+
+    Returns:
+        Scores and their parts "lexical", "dense", "window", "speaker" and "length", in the candidates' order.
+    """
+    config = config or RankingConfig()
+    n = len(candidates.session)
+    near = _Near(candidates, config)
+    parts = {
+        "lexical": config.lexical * _scaled(_bm25_with_neighbours(candidates, near, config)),
+        "dense": np.zeros(n) if candidates.dense is None else config.dense * _scaled(near.smooth(candidates.dense)),
+        "window": config.window * _scaled(_bm25_of_window(candidates, near, config)),
+        "speaker": np.zeros(n) if candidates.named is None else config.speaker * candidates.named.astype(np.float64),
+        "length": np.asarray(config.length * candidates.words / (candidates.words + config.half_length)),
+    }
+    return Ranking(np.sum(list(parts.values()), axis=0), parts)
+
+
+class _Near:
+    """Sums over the neighbours of each candidate, where some places may be no candidate."""
+
+    def __init__(self, candidates: Candidates, config: RankingConfig) -> None:
+        _, session = np.unique(candidates.session, return_inverse=True)
+        # one number a place, sessions so far apart that no window reaches over
+        reach = max(config.radius, len(config.neighbours)) + 1
+        span = (int(candidates.position.max()) if len(session) else 0) + 2 * reach
+        place = session.astype(np.int64) * span + candidates.position
+        self.order = np.argsort(place, kind="stable")
+        self.sorted = place[self.order]
+        self.low = np.searchsorted(self.sorted, place - config.radius, "left")
+        self.high = np.searchsorted(self.sorted, place + config.radius, "right")
+        self.shares = []  # (share, candidates that have this neighbour, the neighbour)
+        for distance, share in enumerate(config.neighbours, 1):
+            for offset in (-distance, distance):
+                at = np.searchsorted(self.sorted, place + offset).clip(max=max(len(place) - 1, 0))
+                rows = np.flatnonzero(self.sorted[at] == place + offset) if len(place) else at
+                self.shares.append((share, rows, self.order[at[rows]]))
+
+    def smooth(self, x: Floats) -> Floats:
+        """`[..., n]` -> `[..., n]`, with the shares of the neighbours' values added."""
+        result = np.array(x, dtype=np.float64)
+        for share, rows, neighbours in self.shares:
+            result[..., rows] += share * x[..., neighbours]
+        return result
+
+    def window(self, x: Floats) -> Floats:
+        """`[..., n]` -> `[..., n]`, sums over the windows."""
+        sums = np.concatenate([np.zeros((*x.shape[:-1], 1)), np.cumsum(x[..., self.order], axis=-1)], axis=-1)
+        return np.asarray(sums[..., self.high] - sums[..., self.low])
+
+
+def _scaled(x: Floats) -> Floats:
+    """Of the best; what is below 0 counts as 0."""
+    x = x.clip(min=0)
+    best = x.max(initial=0)
+    return x / best if best > 0 else x
+
+
+def _bm25_with_neighbours(candidates: Candidates, near: _Near, config: RankingConfig) -> Floats:
+    discount = 1 - config.b + config.b * candidates.words / max(candidates.mean_words, 1e-9)
+    counts = near.smooth(candidates.counts / discount.clip(min=1e-9))
+    return np.asarray(candidates.idf @ (counts / (counts + config.k1)))
+
+
+def _bm25_of_window(candidates: Candidates, near: _Near, config: RankingConfig) -> Floats:
+    counts = near.window(candidates.counts)
+    return np.asarray(candidates.idf @ (counts / (counts + config.window_k1)))
