@@ -11,6 +11,7 @@ the index's. A query may be any string: nothing in it acts as an operator.
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import threading
 import unicodedata
@@ -37,6 +38,8 @@ were what when where which while who whom whose why will with would you your you
 """
 STOP_WORDS = frozenset(_FUNCTION.split())
 
+_NAME_WORD = re.compile(r"[^\W_]+")
+
 
 def query_words(query: str) -> list[str]:
     """The different words of a query, in order, without stop words unless it has no others.
@@ -51,6 +54,39 @@ def query_words(query: str) -> list[str]:
     kept = "".join(letter if unicodedata.category(letter)[0] in "LNM" else " " for letter in query)
     words = list(dict.fromkeys(word for word in kept.lower().split() if any(map(str.isalnum, word))))
     return [word for word in words if word not in STOP_WORDS] or words
+
+
+def speakers_named(query: str, speakers: Iterable[str]) -> set[str]:
+    """Those of the speakers whom a query names, by their whole name or a word of it.
+
+    Args:
+        query: any text.
+        speakers: names as they stand in the store, "Carol Willick".
+    """
+    words = {word.lower() for word in _NAME_WORD.findall(query)}
+    return {speaker for speaker in speakers if words.intersection(_name_words(speaker))}
+
+
+def without_names(query: str, speakers: Iterable[str]) -> str:
+    """A query with "someone" for the speakers it names: what to embed.
+
+    The vector of "Where does Carol live?" lies near "Hi Carol!". What Carol herself says seldom holds her name.
+
+    Args:
+        query: any text.
+        speakers: names as they stand in the store.
+    """
+    names = sorted({word for speaker in speakers for word in _name_words(speaker)}, key=len, reverse=True)
+    if not names:
+        return query
+    name = "|".join(map(re.escape, names))
+    return re.sub(rf"(?<!\w)(?:{name})(?:\s+(?:{name}))*(?!\w)", "someone", query, flags=re.IGNORECASE)
+
+
+def _name_words(speaker: str) -> list[str]:
+    """Words of a name, lower-case; initials and function words, as in "Will" or "the user", name nobody."""
+    words = [word.lower() for word in _NAME_WORD.findall(speaker)]
+    return [word for word in words if len(word) > 1 and word not in STOP_WORDS]
 
 
 def match(words: Iterable[str]) -> str | None:

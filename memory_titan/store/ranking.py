@@ -27,12 +27,12 @@ Ints = NDArray[np.int64]
 class RankingConfig:
     """Weights of the parts of a score, and the constants within them. Chosen once, on scripts of conversations."""
 
-    lexical: float = 0.6  # BM25 of the item
-    dense: float = 0.4  # cosine of the query's and the item's vectors
-    window: float = 0.4  # BM25 of the items around
+    lexical: float = 0.5  # BM25 of the item
+    dense: float = 0.5  # cosine of the query's and the item's vectors
+    window: float = 0.2  # BM25 of the items around
     speaker: float = 0.1  # the query names the speaker
     length: float = 0.2  # long items before short ones
-    neighbours: tuple[float, ...] = (0.3, 0.1)  # shares that items 1, 2, ... before and after count with
+    neighbours: tuple[float, ...] = (0.2, 0.1)  # shares that items 1, 2, ... before and after count with
     radius: int = 12  # items either side in the window
     k1: float = 0.9  # BM25: how soon repetition stops to count
     b: float = 0.4  # BM25: how much long items are discounted, from 0 to 1
