@@ -1,1 +1,1 @@
-"""A memory for applications: three memories over one database, and three ways to combine them."""
+"""A store of short texts that applications remember and search."""
