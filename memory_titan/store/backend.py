@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -126,6 +126,9 @@ class Backend(Protocol):
 
     def places(self, seqs: Seqs) -> Places:
         """Where items stand in their sessions; session -1 for what is not there."""
+
+    def name_words(self) -> Set[str]:
+        """Words of the names of all speakers, lower case."""
 
     def around(self, seqs: Seqs, radius: int) -> Seqs:
         """These items and those at most `radius` before and after each in its session; ascending."""

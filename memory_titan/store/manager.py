@@ -22,6 +22,7 @@ from memory_titan.store.documents import Time, batches, check_text, each, export
 from memory_titan.store.errors import EmbedderMismatchError, StoreError
 from memory_titan.store.item import PLACES, SHORT, Hit, Item, MemoryType, Report, Seqs, Vector
 from memory_titan.store.long_term import LongTermMemory
+from memory_titan.store.names import said, speaker_of, without_names
 from memory_titan.store.persistent import PersistentMemory
 from memory_titan.store.ranking import RankingConfig
 from memory_titan.store.search import Search
@@ -176,14 +177,14 @@ class TitansManager:
             sessions = [m["session"] if isinstance(m.get("session"), str) else None for m in metadatas]
         for start in range(0, count, BATCH):
             part = slice(start, start + BATCH)
-            vectors = self.embedder.encode(texts[part])
+            speakers = [speaker_of(*each) for each in zip(texts[part], metadatas[part], strict=True)]
+            words = [said(*each) for each in zip(texts[part], speakers, strict=True)]
+            vectors = self.embedder.encode(words)
             self._check_width(vectors)
-            items = [
-                Item(name, text, metadatum, when, where, vector, term_ids(text))
-                for name, text, metadatum, when, where, vector in zip(
-                    names[part], texts[part], metadatas[part], created[part], sessions[part], vectors, strict=True
-                )
-            ]
+            # a speaker's name is among the words that an item is found by, and not in what is embedded
+            terms = [term_ids(f"{who or ''} {what}") for who, what in zip(speakers, words, strict=True)]
+            columns = names[part], texts[part], metadatas[part], created[part], sessions[part], vectors, terms, speakers
+            items = [Item(*row[:-1], speaker=row[-1]) for row in zip(*columns, strict=True)]
             self._write(items, memory_type)
             if progress is not None:
                 progress(min(start + BATCH, count))
@@ -246,7 +247,7 @@ class TitansManager:
         if where or places is not None or after is not None or before is not None:
             low, high = (None if t is None else seconds(t) for t in (after, before))
             allowed = self.backend.select(where, places, low, high)
-        vector = self._encode_query(query)
+        vector = self._encode_query(without_names(query, self.backend.name_words()))
         plan = ARCHITECTURES[self.architecture](vector, self._memories())
         hits, seqs = self._search(query, plan, top_k, allowed)
         if not self.backend.read_only:

@@ -8,31 +8,19 @@ The place of a deleted item stays empty.
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from memory_titan.store.item import Seqs
-from memory_titan.store.terms import tokenize
+from memory_titan.store.names import name_words, names_in
 from memory_titan.store.top import grown, where
 
 Codes = NDArray[np.int32]
-_PREFIX = re.compile(r"\s{0,3}([^\W\d_][\w .'-]{0,40}?)\s?: ")  # "Anna Maria: I am back"
-
-
-def speaker_of(content: str, metadata: dict[str, Any]) -> str | None:
-    """Who said it: metadata's "speaker", or a name before a colon at the start of the text."""
-    given = metadata.get("speaker")
-    if isinstance(given, str) and given.strip():
-        return given
-    found = _PREFIX.match(content[:64])
-    return found.group(1) if found else None
 
 
 @dataclass(frozen=True)
@@ -53,9 +41,8 @@ class Places:
 
     def named(self, query: str) -> NDArray[np.bool_]:
         """`[n]`: whether a query names the item's speaker, by a word of the name."""
-        asked = set(tokenize(query))
         codes = [code for code in np.unique(self.speaker).tolist() if code >= 0]
-        return np.isin(self.speaker, [code for code in codes if not asked.isdisjoint(_words_of(self.names[code]))])
+        return np.isin(self.speaker, [code for code in codes if names_in(query, name_words(self.names[code]))])
 
 
 class SessionIndex:
@@ -73,6 +60,7 @@ class SessionIndex:
         self._last: list[int] = []  # by session: the row of its last item
         self._names: list[str] = []
         self._numbers: dict[str, int] = {}
+        self.name_words: set[str] = set()  # of all speakers that there ever were
 
     def next_position(self, session: str | None) -> int:
         """Where the next item of a session will stand."""
@@ -121,6 +109,7 @@ class SessionIndex:
         if code is None:
             code = self._numbers[name] = len(self._names)
             self._names.append(name)
+            self.name_words.update(name_words(name))
         return code
 
     def of(self, seqs: Seqs) -> Places:
@@ -147,8 +136,3 @@ class SessionIndex:
                 found += [backward, forward]
             rows = np.unique(np.concatenate(found))
             return self._seqs[rows[self._alive[rows]]]
-
-
-@lru_cache(4096)
-def _words_of(name: str) -> frozenset[str]:
-    return frozenset(tokenize(name))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from memory_titan.store.backend import Words
 from memory_titan.store.errors import StoreError
 from memory_titan.store.indexes import Indexes
 from memory_titan.store.item import Item, Seqs, Vector
-from memory_titan.store.sessions import Places, speaker_of
+from memory_titan.store.sessions import Places
 from memory_titan.store.sqlite_file import SqliteFile
 from memory_titan.store.terms import pack, unpack
 from memory_titan.store.where import TAGS_SCHEMA, sqlite_clause, tag_rows
@@ -82,7 +82,7 @@ class SqliteBackend(SqliteFile):
         last = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'items'").fetchone()
         ends: dict[str | None, int] = {}
         for seq, item in enumerate(items, 1 + (last[0] if last else 0)):
-            item.seq, item.speaker = seq, speaker_of(item.content, item.metadata)
+            item.seq = seq
             if item.session not in ends:
                 ends[item.session] = self.indexes.sessions.next_position(item.session) + self._added.get(
                     item.session, 0
@@ -334,6 +334,10 @@ class SqliteBackend(SqliteFile):
     def places(self, seqs: Seqs) -> Places:
         """Where items stand in their sessions; session -1 for what is not there."""
         return self.indexes.places(seqs)
+
+    def name_words(self) -> Set[str]:
+        """Words of the names of all speakers, lower case."""
+        return self.indexes.sessions.name_words
 
     def around(self, seqs: Seqs, radius: int) -> Seqs:
         """These items and those at most `radius` before and after each in its session; ascending."""

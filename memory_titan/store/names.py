@@ -1,0 +1,57 @@
+"""Who said it, and names in questions.
+
+A name says who is meant and nothing of what: to an embedding "Which city does Igor live in?" is near "Hi Igor!". So the
+names of a store's speakers are hidden from the vector of a query, and found by its words.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Set
+from functools import lru_cache
+from typing import Any
+
+from memory_titan.store.terms import STOP_WORDS
+
+_PREFIX = re.compile(r"\s{0,3}([^\W\d_][\w .'-]{0,40}?)\s?:\s+(?=\S)")  # "Anna Maria: I am back"
+_WORD = re.compile(r"\w+")
+
+
+def speaker_of(content: str, metadata: dict[str, Any]) -> str | None:
+    """Who said it: metadata's "speaker", or a name before a colon at the start of the text."""
+    given = metadata.get("speaker")
+    if isinstance(given, str) and given.strip():
+        return given
+    found = _PREFIX.match(content)
+    return found.group(1) if found else None
+
+
+def said(content: str, speaker: str | None) -> str:
+    """What was said, without its speaker's name and colon before it."""
+    found = _PREFIX.match(content)
+    return content[found.end() :] if found and speaker and found.group(1) == speaker else content
+
+
+@lru_cache(4096)
+def name_words(name: str) -> frozenset[str]:
+    """Words of a name, in lower case; initials and function words, as in "Will" or "the user", name nobody."""
+    return frozenset(word for word in _WORD.findall(name.lower()) if len(word) > 1 and word not in STOP_WORDS)
+
+
+def names_in(query: str, known: Set[str]) -> set[str]:
+    """The words of a query that are words of names."""
+    return {word for word in _WORD.findall(query.lower()) if word in known}
+
+
+def without_names(query: str, known: Set[str]) -> str:
+    """A query with "someone" for each name: what to embed.
+
+    Args:
+        query: any text.
+        known: words of names, lower case.
+    """
+    named = sorted(names_in(query, known), key=len, reverse=True)
+    if not named:
+        return query
+    name = "|".join(map(re.escape, named))
+    return re.sub(rf"(?<!\w)(?:{name})(?:\s+(?:{name}))*(?!\w)", "someone", query, flags=re.IGNORECASE)
