@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from memory_titan.store.manager import Time, iso, seconds
+from datetime import datetime, timezone
 
 TOP_K = 100
 NAME = 256  # characters of an id, and of a session's name
@@ -22,11 +22,15 @@ def check_string(text: str, what: str, longest: int) -> None:
         raise ValueError(f"{what} has half a surrogate pair; it is no Unicode text")
 
 
-def check_time(when: Time | None, what: str) -> None:
-    """ValueError if it is no time that can be written as a date."""
+def check_time(when: float | str | None, what: str) -> None:
+    """ValueError if it is no time, or one that cannot be written as a date in UTC."""
     try:
-        if when is not None:
-            iso(seconds(when))
+        if isinstance(when, str):
+            moment = datetime.fromisoformat(when.replace("Z", "+00:00"))
+            if moment.tzinfo:
+                moment.astimezone(timezone.utc)
+        elif when is not None:
+            datetime.fromtimestamp(when, timezone.utc)
     except (ValueError, OverflowError, OSError) as error:
         raise ValueError(f"{what} must be seconds since 1970 or ISO 8601, of the years 1 to 9999") from error
 

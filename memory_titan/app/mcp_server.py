@@ -117,8 +117,8 @@ def create_server(manager: TitansManager) -> MCPServer[Any]:
         """Keep a text for later conversations.
 
         Use it for facts about the user, decisions, preferences and results that will matter later; not for what is only
-        needed now. The same text twice does no harm, so nothing has to be looked up first. A correction is a new text that
-        says what is true now. Returns the id of the memory.
+        needed now. The same text twice does no harm, so nothing has to be looked up first. A correction is a new text
+        that says what is true now. Returns the id of the memory.
         """
         with _plainly():
             check_string(text, "text", TEXT)
@@ -165,8 +165,8 @@ def create_server(manager: TitansManager) -> MCPServer[Any]:
     ) -> Forgotten:
         """Erase memories for good; there is no way back.
 
-        Use it only when the user asks to forget something: recall it first, then forget by ids. With where, all that match
-        go; with both, those of the ids that match. Returns how many were erased.
+        Use it only when the user asks to forget something: recall it first, then forget by ids. With where, all that
+        match go; with both, those of the ids that match. Returns how many were erased.
         """
         with _plainly():
             if ids is None and not where:

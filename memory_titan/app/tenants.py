@@ -93,6 +93,7 @@ class Stores:
             entry.users += 1
             self._entries.move_to_end(tenant)
         try:
+            self._close(self.limit)
             with entry.opening:
                 if entry.manager is None:
                     entry.manager = self._open_store(tenant)

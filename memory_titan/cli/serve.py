@@ -13,15 +13,15 @@ from memory_titan.cli.common import Refusal, both, plainly, refuse
 
 _EMBEDDER = click.option(
     "--embedder", default="all-MiniLM-L6-v2", show_default=True, metavar="NAME",
-    help="A sentence-transformers model, by name or folder, or module:name, called without arguments.",
+    help="A sentence-transformers model; MODEL@URL, an OpenAI-compatible endpoint; or module:name in Python.",
 )  # fmt: skip
 _URL = click.option("--url", envvar="MEMORY_TITAN_URL", metavar="URL", help="postgresql://..., instead of files.")
 _STORE = (
     click.option("--architecture", type=click.Choice(["mac", "mag", "mal"]), default="mac", show_default=True,
                  help="How a query combines the memories."),
-    click.option(*both("short_term_size"), type=click.IntRange(1), default=512, show_default=True, help="Items."),
-    click.option(*both("long_term_size"), type=click.IntRange(1), default=2048, show_default=True, help="Items."),
-    click.option(*both("persistent_size"), type=click.IntRange(0), default=64, show_default=True, help="Items."),
+    click.option(*both("short_term_size"), type=click.IntRange(1), help="Items.  [default: as before]"),
+    click.option(*both("long_term_size"), type=click.IntRange(1), help="Items.  [default: as before]"),
+    click.option(*both("persistent_size"), type=click.IntRange(0), help="Items.  [default: as before]"),
     click.option("--durable", is_flag=True, help="Acknowledged writes survive a power cut too."),
 )  # fmt: skip
 
@@ -54,7 +54,8 @@ def _store_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @_store_options
 @plainly
 def serve(
-    folder: Path | None, url: str | None, given: tuple[str, ...], file: Path | None, no_auth: bool, host: str, port: int,
+    folder: Path | None, url: str | None, given: tuple[str, ...], file: Path | None, no_auth: bool, host: str,
+    port: int,
     metrics_key: str | None, open_stores: int, workers: int, queue: int, max_body: int, embedder: str, **store: Any,
 ) -> None:  # fmt: skip
     """Serve memories over HTTP, one for each tenant. Who asks shows a key, and the key says which tenant it is.
@@ -75,7 +76,7 @@ def serve(
         metrics_keys = Keys()
         metrics_keys.add("metrics", metrics_key)
     settings = ServiceSettings(
-        folder, url, keys, no_auth, host, metrics_keys, open_stores, workers, queue, max_body, store=store
+        folder, url, keys, no_auth, host, metrics_keys, open_stores, workers, queue, max_body, store=_chosen(store)
     )
     app = create_app(settings, embedder=load_embedder(embedder))
     run_service(app, host, port, lambda address: click.echo(f"serving at {address}"))
@@ -99,7 +100,12 @@ def mcp(path: Path | None, url: str | None, name: str, embedder: str, **store: A
         from memory_titan.app.mcp_server import run_stdio
     except ImportError as error:
         refuse(error)
-    run_stdio(embedder, path=path, url=url, name=name, **store)
+    run_stdio(embedder, path=path, url=url, name=name, **_chosen(store))
+
+
+def _chosen(options: dict[str, Any]) -> dict[str, Any]:
+    """Sizes that were not given stay as the store has them."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _read_keys(keys: Any, given: tuple[str, ...], file: Path | None) -> None:
