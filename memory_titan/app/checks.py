@@ -18,8 +18,10 @@ def check_string(text: str, what: str, longest: int) -> None:
         raise ValueError(f"{what} has {len(text)} characters; at most {longest} are taken")
     if "\0" in text:
         raise ValueError(f"{what} has a NUL character, which databases do not keep")
-    if any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise ValueError(f"{what} has half a surrogate pair; it is no Unicode text")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{what} has half a surrogate pair; it is no Unicode text") from None
 
 
 def check_time(when: float | str | None, what: str) -> None:

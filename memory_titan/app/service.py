@@ -151,9 +151,9 @@ def create_app(settings: ServiceSettings, *, embedder: BaseEmbedder | Any | None
     @app.post("/v1/documents", **keyed)
     async def add(request: Request, body: models.Documents) -> models.Added:
         """Add texts. When it answers, they are held."""
-        texts = _check_documents(body, settings)
 
         def job(manager: TitansManager) -> list[str]:
+            texts = _check_documents(body, settings)
             return manager.add_documents(
                 texts, body.metadata, body.memory_type, ids=body.ids, times=body.times, session=body.session
             )
@@ -171,11 +171,11 @@ def create_app(settings: ServiceSettings, *, embedder: BaseEmbedder | Any | None
     @app.post("/v1/query", **keyed)
     async def query(request: Request, body: models.Query) -> models.Hits:
         """The items that answer a query best."""
-        _checked(check_string, body.query, "query", settings.max_query)
-        _checked(check_time, body.after, "after")
-        _checked(check_time, body.before, "before")
 
         def job(manager: TitansManager) -> list[Any]:
+            _checked(check_string, body.query, "query", settings.max_query)
+            _checked(check_time, body.after, "after")
+            _checked(check_time, body.before, "before")
             return manager.query(
                 body.query, body.top_k, body.where, memory_types=body.memory_types, after=body.after, before=body.before
             )
@@ -275,7 +275,10 @@ def _store_refused(error: StoreError) -> RefusedError:
     if type(error) in STORE_ERRORS:
         status, sentence = STORE_ERRORS[type(error)]
     elif "erase()" in str(error):
-        status, sentence = 409, "it is forgotten, but a reader still holds old pages of the file; they go with the next"
+        status, sentence = (
+            409,
+            "it is forgotten, but someone is reading the file; what it held there is overwritten later",
+        )
     else:
         status, sentence = 409, "the store could not do this, and kept nothing of it; the service's log says more"
     logger.error("%s: %s", type(error).__name__, error)

@@ -114,11 +114,9 @@ def test_tools_tell_a_model_what_it_needs():
 def test_as_a_client_starts_it(tmp_path):
     """A process over stdio; what it was told is in the file afterwards, and nothing but the protocol was on stdout."""
     path = tmp_path / "my.memory"
-    server = StdioServerParameters(
-        command=sys.executable,
-        args=["-m", "memory_titan", "mcp", "--path", str(path), "--embedder", "bag:BagEmbedder"],
-        env={**os.environ, "PYTHONPATH": PATHS},
-    )
+    command = ["mcp", "--path", str(path), "--embedder", "bag:BagEmbedder"]
+    environment = {**os.environ, "PYTHONPATH": PATHS}
+    server = StdioServerParameters(command=sys.executable, args=["-m", "memory_titan", *command], env=environment)
 
     async def talk():
         async with Client(server, mode="legacy") as client:
@@ -131,5 +129,5 @@ def test_as_a_client_starts_it(tmp_path):
     with TitansManager(BagEmbedder(), path=path) as manager:
         assert len(manager) == 1
         # the file is in use: the next one says so, and says nothing on stdout
-        result = CliRunner().invoke(main, ["mcp", "--path", str(path), "--embedder", "bag:BagEmbedder"])
+        result = CliRunner().invoke(main, command)
     assert result.exit_code == 2 and result.stdout == "" and "another process" in result.stderr

@@ -74,7 +74,8 @@ def test_the_real_service(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-m", "memory_titan", "serve", "--folder", str(tmp_path / "stores"), "--keys", str(keys),
          "--port", "0", "--embedder", "slow_bag:SlowBag"],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     try:
         address = process.stdout.readline().split()[-1]
