@@ -86,9 +86,7 @@ def test_the_real_service(tmp_path):
             check_talk(client)
             check_endless_body(port)
             with ThreadPoolExecutor(1) as threads:
-                late = threads.submit(
-                    client.post, "/v1/documents", json={"documents": "asleep for a while", "ids": ["late"]}
-                )
+                late = threads.submit(client.post, "/v1/documents", json={"documents": "I was asleep", "ids": ["late"]})
                 while "memory_titan_at_work 1" not in httpx.get(f"{address}/metrics").text:
                     time.sleep(0.01)
                 process.send_signal(signal.SIGTERM)
