@@ -7,7 +7,10 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-import uvicorn
+try:
+    import uvicorn
+except ImportError as error:
+    raise ImportError("the service runs by uvicorn: pip install memory-titan[serve]") from error
 
 GRACE = 30  # seconds for requests at work when the service is told to stop
 

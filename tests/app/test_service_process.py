@@ -61,6 +61,21 @@ def test_a_port_in_use(tmp_path):
         assert "in use" in said
 
 
+@pytest.mark.parametrize(
+    ("library", "module", "command"),
+    [
+        ("fastapi", "service", "serve"),
+        ("uvicorn", "service_run", "serve"),
+        ("mcp.server.mcpserver", "mcp_server", "mcp"),
+    ],
+)
+def test_a_missing_library_is_named_with_its_extra(tmp_path, monkeypatch, library, module, command):
+    monkeypatch.setitem(sys.modules, library, None)
+    monkeypatch.delitem(sys.modules, f"memory_titan.app.{module}", raising=False)
+    where = ["--folder", str(tmp_path), "--no-auth"] if command == "serve" else ["--path", str(tmp_path / "a.memory")]
+    assert f"pip install memory-titan[{command}]" in refusal(command, *where)
+
+
 def test_mcp_wants_one_store():
     assert "one of them" in refusal("mcp")
 
