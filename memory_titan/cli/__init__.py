@@ -30,6 +30,7 @@ from memory_titan.cli.data_suites import babilong_data, lm_eval_data, ruler_data
 from memory_titan.cli.diagnose import diagnose
 from memory_titan.cli.evaluate_mag import code, needle
 from memory_titan.cli.evaluate_suites import babilong, lm_eval, ruler
+from memory_titan.cli.serve import mcp, serve
 from memory_titan.cli.store import store
 from memory_titan.cli.train import train
 
@@ -352,6 +353,8 @@ main.add_command(store)
 main.add_command(data)
 main.add_command(train)
 main.add_command(diagnose)
+main.add_command(serve)
+main.add_command(mcp)
 evaluate.add_command(answers)
 evaluate.add_command(needle)
 evaluate.add_command(code)
