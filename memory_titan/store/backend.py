@@ -59,8 +59,8 @@ class Backend(Protocol):
     def update(self, rows: Iterable[tuple[int, int, float | None, float]]) -> None:
         """Set (seq, places, surprise, value)."""
 
-    def count_use(self, uses: dict[int, int]) -> None:
-        """Add to the `used` of items, by seq."""
+    def count_use(self, uses: dict[int, int], value: float) -> None:
+        """Add to the `used` of items, by seq, and set their value."""
 
     def delete(self, seqs: Sequence[int]) -> None:
         """Delete items with all that is known of them."""
@@ -107,7 +107,7 @@ class Backend(Protocol):
         order: str = "seq",
         limit: int | None = None,
     ) -> Seqs:
-        """Seqs that a filter lets through. `order`: "seq", "-seq", or "value", the least first."""
+        """Seqs that a filter lets through. `order`: "seq" or "-seq"."""
 
     def count(self, places: int | None = None) -> int:
         """Items in any of `places`."""

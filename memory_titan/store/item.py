@@ -35,8 +35,8 @@ class Item:
         terms: uint32, one a word of the content, hashed.
         places: bits, where it is held: SHORT, LONG, PERSISTENT, PENDING.
         seq: order of arrival, given by the store.
-        surprise: 0 (known) to 1 (new) when the long-term memory was offered it; None: it was not yet.
-        value: what it is worth keeping for; the least goes first.
+        surprise: 0 (known) to 1 (new) when the long-term memory was offered it; None: not yet.
+        value: how many items had been offered when it was, or when a query last found it: it fades from then on.
         used: how often a query found it.
     """
 

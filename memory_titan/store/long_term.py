@@ -16,12 +16,14 @@ import numpy as np
 
 from memory_titan.store.backend import Backend
 from memory_titan.store.config import LongTermMemoryConfig
-from memory_titan.store.item import LONG, PENDING, SHORT, Item, Report, Vector
+from memory_titan.store.item import LONG, PENDING, Item, Report, Vector
+from memory_titan.store.keeping import Keeper
 from memory_titan.store.neural import CHUNK, NeuralRecall
-from memory_titan.store.surprise import surprises, values
+from memory_titan.store.surprise import TWIN, impression, novelties
 
 CHECKPOINT = 1024  # vectors in the log after which the weights are written down
 HORIZON = 8192  # newest items that the weights are made of anew after something was forgotten
+NOTHING = {"offered": 0, "admitted": 0, "evicted": 0, "forgotten": 0}
 STATE = "neural"  # name of the checkpoint among the blobs
 
 
@@ -42,6 +44,8 @@ class LongTermMemory:
         self._fading = -math.log(max(1e-6, 1.0 - config.forget_rate)) / size
         self._epoch: int | None = None  # of the weights in the database; they are made anew with every epoch
         self._saved = 0  # what the checkpoint covers
+        self._keeper: Keeper | None = None
+        self._stamp: dict[str, int] = {}  # the counts that it stands at
         self._void = False  # they have to be made anew
         self._unreadable = False  # the checkpoint is of other settings
         self._lock = threading.RLock()  # of the weights; taken after the backend's, never before
@@ -68,23 +72,22 @@ class LongTermMemory:
 
     def _admit(self, items: list[Item], report: Report) -> None:
         vectors = np.stack([item.vector for item in items])
-        new = surprises(vectors, self.neural)
-        worth = values(items, new, self.backend)
-        counts = self.backend.meta("counts", {"offered": 0, "admitted": 0, "evicted": 0, "forgotten": 0})
+        new = novelties(vectors, self.neural, self._twins(items, vectors))
+        counts = self._counts()
         rows, lost, admitted = [], [], []
-        for item, surprise, value in zip(items, new.tolist(), worth.tolist(), strict=True):
+        for item, surprise in zip(items, new.tolist(), strict=True):
             counts["offered"] += 1
+            item.surprise, item.value = surprise, float(counts["offered"])
             if surprise >= self.config.surprise_threshold:
-                # Fading is the same for all from now on: what came later begins that much higher.
-                strength = math.log(max(value, 1e-9)) + self._fading * counts["offered"]
-                rows.append((item.seq, item.places & ~PENDING | LONG, surprise, strength))
+                item.places = item.places & ~PENDING | LONG
                 admitted.append(item)
-            elif item.places & SHORT:
-                rows.append((item.seq, item.places & ~PENDING, surprise, item.value))
+            else:
+                item.places &= ~PENDING
                 report.rejected.append(item.id)
+            if item.places:
+                rows.append((item.seq, item.places, surprise, item.value))
             else:
                 lost.append(item.seq)
-                report.rejected.append(item.id)
         self.backend.update(rows)
         if lost:
             self.backend.delete(lost)
@@ -94,43 +97,79 @@ class LongTermMemory:
             self.neural.write(written)
             report.admitted += [item.id for item in admitted]
         counts["admitted"] += len(admitted)
-        self.backend.set_meta("counts", counts)
+        if self._keeper is not None:
+            for item in admitted:
+                self._keeper.hold(item.seq, impression(item.content, item.surprise or 0.0), int(item.value))
+        self._keep_counts(counts)
+
+    def _twins(self, items: list[Item], vectors: Vector) -> list[bool]:
+        """Whether each item says, in the same words, what an item before it says that is held."""
+        cosines = np.tril(vectors @ vectors.T, -1)
+        found = []
+        for item, row in zip(items, cosines, strict=True):
+            terms = set(item.terms.tolist())
+            here = [items[at] for at in np.flatnonzero(row >= TWIN)]
+            seqs, nearest = self.backend.dense(item.vector, 4)
+            others = [seq for seq, cosine in zip(seqs.tolist(), nearest.tolist(), strict=True) if cosine >= TWIN]
+            here += self.backend.get([seq for seq in others if seq < item.seq], full=True) if others else []
+            found.append(any(set(other.terms.tolist()) == terms for other in here))
+        return found
 
     def _evict(self, report: Report) -> None:
         """While there is too much, what is worth least goes; what is in the window as well stays there."""
-        surplus = self.backend.count(LONG) - self.size
-        victims = (
-            self.backend.get(self.backend.select(places=LONG, order="value", limit=surplus)) if surplus > 0 else []
-        )
-        if self.config.max_bytes is not None:
-            excess = self.backend.nbytes(LONG) - self.config.max_bytes - sum(item.nbytes for item in victims)
-            skip, step = len(victims), CHUNK
-            while excess > 0:
-                more = self.backend.get(self.backend.select(places=LONG, order="value", limit=skip + step)[skip:])
-                if not more:
-                    break
-                for item in more:
-                    if excess <= 0:
-                        break
-                    victims.append(item)
-                    excess -= item.nbytes
-                skip += step
-        if not victims:
+        limit = self.config.max_bytes
+        if limit is None and self.backend.count(LONG) <= self.size:
             return
+        keeper, gone = self._keeping(), []
+        while len(keeper) > self.size or (limit is not None and keeper.size > limit and len(keeper)):
+            gone.append(keeper.least())
+            keeper.drop(gone[-1])
+        if not gone:
+            return
+        victims = self.backend.get(gone)
         self.backend.update((i.seq, i.places & ~LONG, i.surprise, i.value) for i in victims if i.places & ~LONG)
         self.backend.delete([item.seq for item in victims if not item.places & ~LONG])
         report.evicted += [item.id for item in victims]
-        counts = self.backend.meta("counts")
+        counts = self._counts()
         counts["evicted"] += len(victims)
+        self._keep_counts(counts)
+
+    def _keeping(self) -> Keeper:
+        """What is held, by value; made when it is first needed, and when another process has written."""
+        if self._keeper is None or self._stamp != self._counts():
+            self._keeper = Keeper(self._fading)
+            held = self.backend.select(places=LONG)
+            for start in range(0, len(held), 1024):
+                for item in self.backend.get(held[start : start + 1024]):
+                    self._keeper.hold(item.seq, impression(item.content, item.surprise or 0.0), int(item.value))
+            self._stamp = self._counts()
+        return self._keeper
+
+    def _counts(self) -> dict[str, int]:
+        return {**NOTHING, **self.backend.meta("counts", {})}
+
+    def _keep_counts(self, counts: dict[str, int]) -> None:
         self.backend.set_meta("counts", counts)
+        self._stamp = counts
+
+    def used(self, uses: dict[int, int]) -> None:
+        """Queries found these items, by seq so many times: they fade from now on."""
+        now = self._counts()["offered"]
+        self.backend.count_use(uses, float(now))
+        if self._keeper is not None:
+            for seq in uses:
+                self._keeper.touch(seq, now)
 
     def forget(self, items: Sequence[Item]) -> None:
         """Items are about to be deleted. If the weights have read one of them, they are void from now on."""
-        counts = self.backend.meta("counts")
-        if counts is None or all(item.surprise is None for item in items):
+        if self._keeper is not None:
+            for item in items:
+                self._keeper.drop(item.seq)
+        if all(item.surprise is None for item in items):
             return  # never offered
+        counts = self._counts()
         counts["forgotten"] += len(items)
-        self.backend.set_meta("counts", counts)
+        self._keep_counts(counts)
         self._begin_epoch(None)
         self._void = True
 
@@ -166,7 +205,7 @@ class LongTermMemory:
 
     def lost_track(self) -> None:
         """A transaction was rolled back: the weights may have read what the database does not hold."""
-        self._epoch = None
+        self._epoch = self._keeper = None
 
     def catch_up(self) -> None:
         """Within a transaction: bring the weights to where the database stands; anew where they are void."""
@@ -209,7 +248,7 @@ class LongTermMemory:
 
     def stats(self) -> dict[str, Any]:
         """JSON."""
-        counts = self.backend.meta("counts", {"offered": 0, "admitted": 0, "evicted": 0, "forgotten": 0})
+        counts = self._counts()
         self._follow(asking=True)
         return {
             "items": self.backend.count(LONG),

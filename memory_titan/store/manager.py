@@ -333,7 +333,7 @@ class TitansManager:
 
     def _flush_uses(self) -> None:
         if self._uses:
-            self.backend.count_use(self._uses)
+            self.long_term.used(self._uses)
             self._uses = {}
 
     # -- looking

@@ -35,7 +35,7 @@ CREATE TABLE items (
 CREATE INDEX items_change ON items (change);
 CREATE INDEX items_created ON items (created);
 CREATE INDEX items_short ON items (seq) WHERE places & 1;
-CREATE INDEX items_long ON items (value) WHERE places & 2;
+CREATE INDEX items_long ON items (seq) WHERE places & 2;
 CREATE INDEX items_persistent ON items (seq) WHERE places & 4;
 CREATE INDEX items_pending ON items (seq) WHERE places & 8;
 CREATE TABLE vectors (seq INTEGER PRIMARY KEY, vector BLOB NOT NULL, terms BLOB NOT NULL);
@@ -129,9 +129,10 @@ class SqliteBackend(SqliteFile):
             ((seq, places, surprise, value, change) for seq, places, surprise, value in rows),
         )
 
-    def count_use(self, uses: dict[int, int]) -> None:
-        """Add to `used`."""
-        self._db.executemany("UPDATE items SET used = used + ? WHERE seq = ?", ((n, seq) for seq, n in uses.items()))
+    def count_use(self, uses: dict[int, int], value: float) -> None:
+        """Add to the `used` of items, by seq, and set their value."""
+        rows = ((n, value, seq) for seq, n in uses.items())
+        self._db.executemany("UPDATE items SET used = used + ?, value = ? WHERE seq = ?", rows)
 
     def delete(self, seqs: Sequence[int]) -> None:
         """Delete items with all that is known of them."""
@@ -230,7 +231,7 @@ class SqliteBackend(SqliteFile):
             where: on metadata, see `where.py`.
             places: bits, any of them.
             after, before: on `created`, seconds; after is in, before is out.
-            order: "seq", "-seq", or "value", the least first.
+            order: "seq" or "-seq".
             limit: the first ones only.
         """
         clauses: list[str] = []
@@ -248,7 +249,7 @@ class SqliteBackend(SqliteFile):
             clauses.append(f"({sql})")
             values += parameters
         sql = "SELECT seq FROM items" + (" WHERE " + " AND ".join(clauses) if clauses else "")
-        by = {"seq": "seq", "-seq": "seq DESC", "value": "value, seq"}[order]
+        by = {"seq": "seq", "-seq": "seq DESC"}[order]
         sql += f" ORDER BY {by}" + ("" if limit is None else f" LIMIT {int(limit)}")
         with self._reading() as db:
             return np.fromiter((row[0] for row in db.execute(sql, values)), np.int64)
