@@ -124,6 +124,7 @@ class TitansManager:
         ids: Sequence[str] | None = None,
         times: Sequence[Time] | Time | None = None,
         session: str | Sequence[str | None] | None = None,
+        vectors: Any = None,
         progress: Callable[[int], object] | None = None,
     ) -> list[str]:
         """Add texts. When this returns they are held, and survive the death of the process.
@@ -137,13 +138,15 @@ class TitansManager:
             times: when each was said: seconds since 1970, ISO 8601 (taken as UTC where it says no zone) or datetime; one
                 for all, or one each; None: now.
             session: what they were said in, one for all or one each.
+            vectors: `[n, dim]`, their embeddings if they are known, of any length; None: the embedder makes them. An item
+                whose vector is zero is found by its words only.
             progress: called with the number of texts written, after each batch of them.
 
         Returns:
             their ids.
 
         Raises:
-            ValueError: not so many metadata, ids, times or sessions as texts; what cannot be stored; a full persistent memory.
+            ValueError: not so many metadata, ids, times, sessions or vectors as texts; what cannot be stored; a full persistent memory.
         """
         texts = [documents] if isinstance(documents, str) else list(documents)
         count = len(texts)
@@ -162,14 +165,15 @@ class TitansManager:
         now = time.time()
         created = [now if t is None else seconds(t) for t in _each(times, count, "times", (str, int, float, datetime.datetime))]
         sessions = _each(session, count, "session", str)
+        known = None if vectors is None else _units(vectors, count, self.backend.dim)
         for start in range(0, count, BATCH):
             part = slice(start, start + BATCH)
-            vectors = self.embedder.encode(texts[part])
-            self._check_width(vectors)
+            rows = self.embedder.encode(texts[part]) if known is None else known[part]
+            self._check_width(rows)
             items = [
                 Item(name, text, metadatum, when, where, vector, term_ids(text))
                 for name, text, metadatum, when, where, vector in zip(
-                    names[part], texts[part], metadatas[part], created[part], sessions[part], vectors, strict=True
+                    names[part], texts[part], metadatas[part], created[part], sessions[part], rows, strict=True
                 )
             ]
             self._write(items, memory_type)
@@ -242,6 +246,48 @@ class TitansManager:
                 for seq in seqs:
                     self._uses[seq] = self._uses.get(seq, 0) + 1
         return hits
+
+    def query_vector(self, vector: Any, top_k: int = 5, where: dict[str, Any] | None = None) -> list[Hit]:
+        """The items whose embeddings are nearest to one, the nearest first: no words, no recall, nothing merged.
+
+        Args:
+            vector: `[dim]`, of any length.
+            top_k: how many at most.
+            where: which items, by their metadata.
+
+        Returns:
+            `Hit`s, their score the cosine, -1 to 1.
+        """
+        if top_k < 1:
+            raise ValueError(f"top_k must be at least 1; got {top_k}")
+        if where:
+            check_where(where)
+        unit = _units([vector], 1, self.backend.dim)[0]
+        self.backend.refresh()
+        seqs, cosines = self.backend.dense(unit, top_k, self.backend.select(where) if where else None)
+        items = {item.seq: item for item in self.backend.get(seqs)}
+        found = [(items[seq], cosine) for seq, cosine in zip(seqs.tolist(), cosines.tolist(), strict=True) if seq in items]
+        if not self.backend.read_only:
+            with self._lock:
+                for item, _ in found:
+                    self._uses[item.seq] = self._uses.get(item.seq, 0) + 1
+        return [
+            Hit(
+                content=item.content,
+                score=cosine,
+                source=item.source,
+                id=item.id,
+                metadata=item.metadata,
+                surprise=item.surprise,
+                created=iso(item.created),
+                session=item.session,
+                why={"dense": cosine},
+                duplicates=[],
+                replaces=[],
+                replaced_by=None,
+            )
+            for item, cosine in found
+        ]
 
     def _memories(self) -> Memories:
         def nearest_short(vector: Vector) -> float:
@@ -485,6 +531,20 @@ def _check_text(text: Any, number: int) -> None:
         text.encode()
     except UnicodeEncodeError:
         raise ValueError(f"document {number} has a lone surrogate at {text!r:.60}: it is no Unicode text") from None
+
+
+def _units(given: Any, count: int, dim: int | None) -> Vector:
+    """Vectors `[count, dim]` that were given, of length 1 or zero."""
+    try:
+        rows = np.asarray(given, np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"vectors must be numbers, {count} rows of {dim}") from None
+    if rows.shape != (count, dim) and count:
+        raise ValueError(f"vectors must be {count} rows of {dim} numbers; got shape {list(rows.shape)}")
+    if not np.isfinite(rows).all():
+        raise ValueError("vectors must be finite")
+    lengths = np.linalg.norm(rows, axis=-1, keepdims=True)
+    return np.asarray(rows / np.where(lengths > 0, lengths, 1), np.float32)
 
 
 def _each(given: Any, count: int, name: str, one: type | tuple[type, ...]) -> list[Any]:
