@@ -212,10 +212,11 @@ class TitansStore(BaseStore):
         backend = self.manager.backend
         return {item.id: item for item in backend.get(list(backend.seqs_of(names).values()))}
 
-    def _all(self, prefix: Namespace) -> Iterator[Stored]:
-        """Records under a prefix, what was put last first."""
+    def _all(self, prefix: Namespace, limit: int | None = None) -> Iterator[Stored]:
+        """Records under a prefix, what was put last first; `limit` of them."""
         backend = self.manager.backend
-        seqs = backend.select({"langgraph": "record", "under": {"$contains": _prefix(prefix)}}, order="-seq")
+        where = {"langgraph": "record", "under": {"$contains": _prefix(prefix)}}
+        seqs = backend.select(where, order="-seq", limit=limit)
         for start in range(0, len(seqs), BATCH):
             yield from backend.get(seqs[start : start + BATCH])
 
@@ -226,7 +227,8 @@ class TitansStore(BaseStore):
         end = op.offset + op.limit
         found = self._ranked(op, end) if op.query and end else {}
         if len(found) < end:
-            for record in self._all(op.namespace_prefix):
+            enough = None if op.filter else end + len(found)
+            for record in self._all(op.namespace_prefix, enough):
                 if record.id not in found and matches_filter(json.loads(record.content), op.filter):
                     found[record.id] = SearchItem(**_fields(record))
                     if len(found) == end:

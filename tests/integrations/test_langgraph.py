@@ -22,6 +22,7 @@ from langgraph.store.base import (
 from langgraph.store.memory import InMemoryStore
 
 from memory_titan import LongTermMemoryConfig, TitansManager
+from memory_titan.integrations.filters import check_filter, matches_filter
 from memory_titan.integrations.langgraph import TitansStore
 from test_langchain import Words
 
@@ -96,14 +97,15 @@ class Reference:
         whole = [op._replace(limit=10**6, offset=0) if isinstance(op, SearchOp) else op for op in ops]
         # a get makes a namespace there, so one by one: reads, then puts
         results = [None if isinstance(op, PutOp) else self.read(op) for op in whole]
-        self.store.batch([op for op in whole if isinstance(op, PutOp)])
         for number, op in enumerate(ops):
             if isinstance(op, SearchOp):
                 found = sorted(results[number], key=lambda item: -self.last[item.namespace, item.key])
                 results[number] = found[op.offset : op.offset + op.limit]
-            elif isinstance(op, PutOp):
-                self.puts += 1
-                self.last[op.namespace, op.key] = self.puts
+        puts = [op for op in ops if isinstance(op, PutOp)]
+        self.store.batch(puts)
+        for op in puts:
+            self.puts += 1
+            self.last[op.namespace, op.key] = self.puts
         return results
 
     def read(self, op):
@@ -223,10 +225,9 @@ def test_texts_of_a_value_replaced_meanwhile_do_not_count(store, monkeypatch):
     store.put(NOTES, "k", {"parts": ["cat", "dog"]})
     monkeypatch.setattr(store.manager, "forget", lambda _: 0)  # as if the process died there
     store.put(NOTES, "k", {"parts": ["cat"]})
-    with_stale = store.search(NOTES, query="dog")
-    monkeypatch.undo()
-    store.put(NOTES, "k", {"parts": ["cat"]})
-    assert [item.score for item in with_stale] == [item.score for item in store.search(NOTES, query="dog")]
+    store.put(NOTES, "other", {"parts": ["my dog"]})
+    assert len(store.manager) == 5  # two records, three texts
+    assert keys(store.search(NOTES, query="dog")) == ["other", "k"]
 
 
 def test_nothing_is_lost():
@@ -283,6 +284,49 @@ def test_bad_operations_say_what_is_wrong(store, op, message):
     with pytest.raises(ValueError, match=message):
         store.batch([PutOp(("a",), "other", {}), op])
     assert len(store.manager) == 0
+
+
+VALUE = {
+    "n": 2,
+    "s": "1.5",
+    "list": [1, {"a": 2, "b": 3}],
+    "object": {"a": {"b": 1, "c": 2}},
+    "none": None,
+    "yes": True,
+}
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {"n": 2, "none": None},
+        {"n": 2.0, "missing": None},
+        {"yes": 1},
+        {"list": [1]},
+        {"list": [1, {"a": 2}]},
+        {"list": ({"$gt": 0}, {"a": {"$ne": 3}})},
+        {"object": {"a": {"b": 1}}},
+        {"object": {"a": {"b": 2}}},
+        {"object": {"a": {"b": {"$lte": 1}}}},
+        {"n": {"$gt": 1, "$lt": 2}},
+        {"n": {"$gte": "2", "$eq": 2}},
+        {"s": {"$gt": 1}},
+        {"object": {"$ne": {}}},
+        {"missing": {"$ne": 1}},
+        {"missing": {}},
+        {"object": {}},
+    ],
+)
+def test_filters_mean_what_they_mean_in_memory(wanted):
+    other = InMemoryStore()
+    other.put(NOTES, "k", VALUE)
+    check_filter(wanted)
+    assert matches_filter(VALUE, wanted) == bool(other.search(NOTES, filter=wanted))
+
+
+def test_of_two_puts_to_one_key_the_last_counts(store):
+    store.batch([PutOp(NOTES, "a", {"n": 1}), PutOp(NOTES, "b", {"n": 2}), PutOp(NOTES, "a", {"n": 3})])
+    assert [(item.key, item.value["n"]) for item in store.search(NOTES)] == [("a", 3), ("b", 2)]
 
 
 def test_what_is_no_number_has_no_order(store):
