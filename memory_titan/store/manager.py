@@ -266,7 +266,8 @@ class TitansManager:
         self.backend.refresh()
         seqs, cosines = self.backend.dense(unit, top_k, self.backend.select(where) if where else None)
         items = {item.seq: item for item in self.backend.get(seqs)}
-        found = [(items[seq], cosine) for seq, cosine in zip(seqs.tolist(), cosines.tolist(), strict=True) if seq in items]
+        ranked = zip(seqs.tolist(), cosines.tolist(), strict=True)
+        found = [(items[seq], cosine) for seq, cosine in ranked if seq in items]
         if not self.backend.read_only:
             with self._lock:
                 for item, _ in found:
