@@ -20,9 +20,10 @@ USES |= {"store": {"memory", "embedders"}}
 USES |= {"evaluation": {"memory", "embedders", "viz"} | BESIDE_A_MEMORY}
 USES |= {"training": {"memory", "evaluation"} | BESIDE_A_MEMORY}
 USES |= {"benchmarks": {"memory", "embedders", "models", "graft", "store", "tasks", "training", "evaluation", "viz"}}
+USES |= {"integrations": {"memory", "store", "embedders"}}
 USES |= {"app": set(USES)}
 USES |= {"cli": set(USES)}
-USES |= {"__main__": {"cli"}, "__init__": set(USES) - {"cli", "app", "benchmarks"}}
+USES |= {"__main__": {"cli"}, "__init__": set(USES) - {"cli", "app", "benchmarks", "integrations"}}
 
 
 def part_of(module: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from memory_titan.store.backend import Backend
-from memory_titan.store.item import Item
+from memory_titan.store.item import Item, Vector
 
 Time = float | str | datetime.datetime
 
@@ -108,3 +108,17 @@ def _arguments(batch: list[dict[str, Any]]) -> dict[str, Any]:
         "times": [time.time() if given.get("created") is None else given["created"] for given in batch],
         "session": [given.get("session") for given in batch],
     }
+
+
+def unit_rows(given: Any, count: int, dim: int | None) -> Vector:
+    """Vectors `[count, dim]` that were given, of length 1 or zero."""
+    try:
+        rows = np.asarray(given, np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"vectors must be numbers, {count} rows of {dim}") from None
+    if rows.shape != (count, dim) and count:
+        raise ValueError(f"vectors must be {count} rows of {dim} numbers; got shape {list(rows.shape)}")
+    if not np.isfinite(rows).all():
+        raise ValueError("vectors must be finite")
+    lengths = np.linalg.norm(rows, axis=-1, keepdims=True)
+    return np.asarray(rows / np.where(lengths > 0, lengths, 1), np.float32)

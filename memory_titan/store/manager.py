@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import datetime
 import os
 import threading
@@ -18,11 +17,12 @@ from memory_titan.embedders import BaseEmbedder, as_embedder
 from memory_titan.store.architectures import ARCHITECTURES, Memories
 from memory_titan.store.backend import Backend, open_backend
 from memory_titan.store.config import LongTermMemoryConfig
-from memory_titan.store.documents import Time, batches, check_text, each, export_items, record, seconds
-from memory_titan.store.errors import EmbedderMismatchError, StoreError
+from memory_titan.store.documents import Time, batches, check_text, each, export_items, record, seconds, unit_rows
+from memory_titan.store.errors import StoreError
 from memory_titan.store.item import PLACES, SHORT, Hit, Item, MemoryType, Report, Seqs, Vector
 from memory_titan.store.long_term import LongTermMemory
 from memory_titan.store.names import said, speaker_of, without_names
+from memory_titan.store.opening import PROBE, check_model, kept_settings
 from memory_titan.store.persistent import PersistentMemory
 from memory_titan.store.ranking import RankingConfig
 from memory_titan.store.search import Search
@@ -30,9 +30,6 @@ from memory_titan.store.short_term import ShortTermMemory
 from memory_titan.store.terms import term_ids
 from memory_titan.store.where import check_metadata, check_where
 
-PROBE = "The quick brown fox jumps over the lazy dog."  # its embedding tells one model from another
-SAME_MODEL = 0.99  # cosine of the probe's embeddings
-SIZES = {"short_term_size": 512, "long_term_size": 2048, "persistent_size": 64}  # of a new store
 BATCH = 256  # texts embedded and written at a time
 
 Documents = str | Sequence[str]
@@ -108,8 +105,8 @@ class TitansManager:
             raise ValueError(f"vector_dim is {vector_dim}, and {self.embedder.name} makes vectors of {len(probe)}")
         self.backend: Backend = open_backend(path, url, name, read_only, durable)
         try:
-            self._check_model(probe)
-            sizes, self.config = self._settings(given, long_term_config)
+            check_model(self.backend, self.embedder, probe)
+            sizes, self.config = kept_settings(self.backend, given, long_term_config)
             self.backend.open_indexes(len(probe))
             self.short_term = ShortTermMemory(self.backend, sizes["short_term_size"])
             self.long_term = LongTermMemory(self.backend, sizes["long_term_size"], len(probe), self.config)
@@ -130,6 +127,7 @@ class TitansManager:
         ids: Sequence[str] | None = None,
         times: Sequence[Time] | Time | None = None,
         session: str | Sequence[str | None] | None = None,
+        vectors: Any = None,
         progress: Callable[[int], object] | None = None,
     ) -> list[str]:
         """Add texts. When this returns they are held, and survive the death of the process.
@@ -145,14 +143,16 @@ class TitansManager:
             session: what they were said in, one for all or one each; None: metadata's "session", or the store's stream.
                 Items that follow each other in a session lend each other meaning: give texts that have nothing to do
                 with each other sessions of their own.
+            vectors: `[n, dim]`, their embeddings if they are known, of any length; None: the embedder makes them. An
+                item whose vector is zero is found by its words only.
             progress: called with the number of texts written, after each batch of them.
 
         Returns:
             their ids.
 
         Raises:
-            ValueError: not as many metadata, ids, times or sessions as texts; what cannot be stored; no room where it
-                goes.
+            ValueError: not as many metadata, ids, times, sessions or vectors as texts; what cannot be stored; no room
+                where it goes.
         """
         texts = [documents] if isinstance(documents, str) else list(documents)
         count = len(texts)
@@ -175,16 +175,19 @@ class TitansManager:
         sessions = each(session, count, "session", str)
         if session is None:
             sessions = [m["session"] if isinstance(m.get("session"), str) else None for m in metadatas]
+        known = None if vectors is None else unit_rows(vectors, count, self.backend.dim)
         for start in range(0, count, BATCH):
             part = slice(start, start + BATCH)
-            speakers = [speaker_of(*each) for each in zip(texts[part], metadatas[part], strict=True)]
-            words = [said(*each) for each in zip(texts[part], speakers, strict=True)]
-            vectors = self.embedder.encode(words)
-            self._check_width(vectors)
+            speakers = [speaker_of(*pair) for pair in zip(texts[part], metadatas[part], strict=True)]
+            words = [said(*pair) for pair in zip(texts[part], speakers, strict=True)]
+            rows = self.embedder.encode(words) if known is None else known[part]
+            self._check_width(rows)
             # a speaker's name is among the words that an item is found by, and not in what is embedded
             terms = [term_ids(f"{who or ''} {what}") for who, what in zip(speakers, words, strict=True)]
-            columns = names[part], texts[part], metadatas[part], created[part], sessions[part], vectors, terms, speakers
-            items = [Item(*row[:-1], speaker=row[-1]) for row in zip(*columns, strict=True)]
+            columns = names[part], texts[part], metadatas[part], created[part], sessions[part], rows, terms
+            items = [Item(*row) for row in zip(*columns, strict=True)]
+            for item, speaker in zip(items, speakers, strict=True):
+                item.speaker = speaker
             self._write(items, memory_type)
             if progress is not None:
                 progress(min(start + BATCH, count))
@@ -250,11 +253,36 @@ class TitansManager:
         vector = self._encode_query(without_names(query, self.backend.name_words()))
         plan = ARCHITECTURES[self.architecture](vector, self._memories())
         hits, seqs = self._search(query, plan, top_k, allowed)
+        self._found(seqs)
+        return hits
+
+    def query_vector(self, vector: Any, top_k: int = 5, where: dict[str, Any] | None = None) -> list[Hit]:
+        """The items whose embeddings are nearest to one, the nearest first: no words, no recall, nothing merged.
+
+        Args:
+            vector: `[dim]`, of any length.
+            top_k: how many at most.
+            where: which items, by their metadata.
+
+        Returns:
+            `Hit`s, their score the cosine, -1 to 1.
+        """
+        if top_k < 1:
+            raise ValueError(f"top_k must be at least 1; got {top_k}")
+        if where:
+            check_where(where)
+        self.backend.refresh()
+        allowed = self.backend.select(where) if where else None
+        hits, seqs = self._search.nearest(unit_rows([vector], 1, self.backend.dim)[0], top_k, allowed)
+        self._found(seqs)
+        return hits
+
+    def _found(self, seqs: list[int]) -> None:
+        """A query found these: they are of use."""
         if not self.backend.read_only:
             with self._lock:
                 for seq in seqs:
                     self._uses[seq] = self._uses.get(seq, 0) + 1
-        return hits
 
     def _memories(self) -> Memories:
         def nearest_short(vector: Vector) -> float:
@@ -409,37 +437,6 @@ class TitansManager:
                 raise
 
     # -- the model
-
-    def _check_model(self, probe: np.ndarray[Any, Any]) -> None:
-        """The store's vectors were made by this embedder."""
-        known = self.backend.meta("embedder")
-        if known is None and not self.backend.read_only:
-            with self.backend.transaction():
-                known = self.backend.meta("embedder")  # another process may have been first
-                if known is None:
-                    self.backend.set_meta("embedder", {"name": self.embedder.name, "probe": probe.tolist()})
-        if known is None:
-            return
-        old = np.asarray(known["probe"], np.float32)
-        if old.shape != probe.shape or float(old @ probe) < SAME_MODEL:
-            same = " (a model of the same name, but not the same)" if known["name"] == self.embedder.name else ""
-            raise EmbedderMismatchError(
-                f"this store's vectors, {len(old)} wide, were made by {known['name']}; {self.embedder.name} "
-                f"makes others, {len(probe)} wide{same}. Open it with that model, or export and import it."
-            )
-
-    def _settings(
-        self, given: dict[str, int | None], config: LongTermMemoryConfig | None
-    ) -> tuple[dict[str, int], LongTermMemoryConfig]:
-        """Sizes and configuration: what was given, else what the store remembers, else the defaults. They are kept."""
-        kept = self.backend.meta("settings", {})
-        sizes = {**SIZES, **kept.get("sizes", {}), **{name: size for name, size in given.items() if size is not None}}
-        config = config or LongTermMemoryConfig(**kept.get("long_term", {}))
-        settings = {"sizes": sizes, "long_term": dataclasses.asdict(config)}
-        if settings != kept and not self.backend.read_only:
-            with self.backend.transaction():
-                self.backend.set_meta("settings", settings)
-        return sizes, config
 
     def _encode_query(self, query: str) -> Any:
         vector = self.embedder.encode_query(query)

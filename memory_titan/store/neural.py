@@ -115,7 +115,9 @@ class NeuralRecall:
 
     def to_bytes(self) -> bytes:
         """The state, for a database."""
-        return save(self.state.tensors(), metadata={"identity": json.dumps(self.identity)})
+        # copies: at the end of a chunk the anchor is the weights, and safetensors refuses shared memory
+        tensors = {name: tensor.clone() for name, tensor in self.state.tensors().items()}
+        return save(tensors, metadata={"identity": json.dumps(self.identity)})
 
     def load_bytes(self, data: bytes) -> bool:
         """The state back. False, and nothing changed, when it is that of a memory with other settings."""

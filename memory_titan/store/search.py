@@ -11,7 +11,7 @@ import numpy as np
 from memory_titan.store.architectures import Plan
 from memory_titan.store.backend import Backend
 from memory_titan.store.documents import iso
-from memory_titan.store.item import PENDING, SHORT, Hit, Item, Seqs
+from memory_titan.store.item import PENDING, SHORT, Hit, Item, Seqs, Vector
 from memory_titan.store.ranking import Candidates, Ranking, RankingConfig, idf, rank
 from memory_titan.store.terms import term_ids
 
@@ -55,6 +55,13 @@ class Search:
             same = [twin for twin, of in twins.items() if of == seq]
             hits[-1]["duplicates"] = [found[twin].id for twin in same if twin in found]
         return hits, used
+
+    def nearest(self, vector: Vector, top_k: int, allowed: Seqs | None) -> tuple[list[Hit], list[int]]:
+        """The nearest by cosine alone, their score -1 to 1; and their seqs."""
+        seqs, cosines = self.backend.dense(vector, top_k, allowed)
+        items = {item.seq: item for item in self.backend.get(seqs)}
+        found = [(items[s], c) for s, c in zip(seqs.tolist(), cosines.tolist(), strict=True) if s in items]
+        return [_hit(item, cosine, {"dense": cosine}) for item, cosine in found], [item.seq for item, _ in found]
 
     def _merged(self, seqs: Seqs, top_k: int) -> tuple[dict[int, int], dict[int, int]]:
         """Of the best items: place -> seq of the first `top_k` that say different things; twin -> whose it is."""

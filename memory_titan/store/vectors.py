@@ -150,7 +150,7 @@ class VectorIndex:
 
         Args:
             seqs: [n] int64, strictly increasing and above all that were ever added.
-            vectors: [n, dim] float32, of length 1.
+            vectors: [n, dim] float32, of length 1, or zero for what is like nothing.
 
         Raises:
             ValueError: seqs are out of order, shapes do not fit, or a vector is not of length 1 (within 1%).
@@ -162,7 +162,7 @@ class VectorIndex:
         if not len(new):
             return
         lengths = np.sqrt(np.einsum("ij,ij->i", more, more))
-        if not (np.abs(lengths - 1) < 0.01).all():
+        if not ((np.abs(lengths - 1) < 0.01) | (lengths == 0)).all():
             raise ValueError(
                 f"vectors must be of length 1; got lengths from {lengths.min():.3g} to {lengths.max():.3g}"
             )

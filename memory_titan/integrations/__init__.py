@@ -1,0 +1,1 @@
+"""The store behind other libraries' interfaces: LangChain's vector store, LangGraph's store."""
