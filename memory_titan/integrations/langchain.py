@@ -10,8 +10,9 @@ import numpy as np
 
 from memory_titan.embedders import BaseEmbedder
 from memory_titan.integrations.keeping import keeping
+from memory_titan.store.documents import Time
 from memory_titan.store.item import MemoryType, Vector
-from memory_titan.store.manager import Time, TitansManager
+from memory_titan.store.manager import TitansManager
 
 try:
     from langchain_core.documents import Document

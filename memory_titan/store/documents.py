@@ -16,22 +16,27 @@ from memory_titan.store.backend import Backend
 from memory_titan.store.item import Item, Vector
 
 Time = float | str | datetime.datetime
+FIRST, LAST = -62135596800.0, 253402300800.0  # seconds from 1970 to the years 1 and 10000
 
 
 def seconds(when: Time) -> float:
-    """Seconds since 1970 of a time given as such, as ISO 8601 or as datetime; UTC where no zone is given."""
-    if isinstance(when, (int, float)) and not isinstance(when, bool):
-        if not np.isfinite(when):
-            raise ValueError(f"a time must be finite; got {when}")
-        return float(when)
+    """Seconds since 1970 of a time given as such, as ISO 8601 or as datetime; UTC where no zone is given.
+
+    Raises:
+        ValueError: it is none of these, or not in the years 1 to 9999.
+    """
     if isinstance(when, str):
         try:
             when = datetime.datetime.fromisoformat(when.replace("Z", "+00:00"))
         except ValueError:
-            raise ValueError(f"a time must be seconds since 1970 or ISO 8601; got {when!r}") from None
-    if not isinstance(when, datetime.datetime):
-        raise ValueError(f"a time must be seconds since 1970, ISO 8601 or a datetime; got {when!r}")
-    return (when if when.tzinfo else when.replace(tzinfo=datetime.timezone.utc)).timestamp()
+            raise ValueError(f"a time must be seconds since 1970 or ISO 8601; got {when!r:.60}") from None
+    if isinstance(when, datetime.datetime):
+        when = (when if when.tzinfo else when.replace(tzinfo=datetime.timezone.utc)).timestamp()
+    if not isinstance(when, (int, float)) or isinstance(when, bool):
+        raise ValueError(f"a time must be seconds since 1970, ISO 8601 or a datetime; got {when!r:.60}")
+    if not FIRST <= when < LAST:  # NaN neither
+        raise ValueError(f"a time must lie in the years 1 to 9999; got {when:g} seconds")
+    return float(when)
 
 
 def iso(created: float) -> str:
@@ -53,16 +58,18 @@ def record(item: Item) -> dict[str, Any]:
     }
 
 
-def check_text(text: Any, number: int) -> None:
-    """Refuse what is no text, empty, or cannot be stored."""
+def check_text(text: Any, what: str) -> None:
+    """Refuse what is no text, is empty, or cannot be stored: a NUL character, a lone surrogate."""
     if not isinstance(text, str):
-        raise TypeError(f"document {number} must be a text; got {type(text).__name__}")
+        raise TypeError(f"{what} must be a text; got {type(text).__name__}")
     if not text.strip():
-        raise ValueError(f"document {number} is empty")
+        raise ValueError(f"{what} is empty")
+    if "\0" in text:
+        raise ValueError(f"{what} has a NUL character: {text!r:.60}")
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"document {number} has a lone surrogate at {text!r:.60}: it is no Unicode text") from None
+        raise ValueError(f"{what} has a lone surrogate: it is no Unicode text ({text!r:.60})") from None
 
 
 def each(given: Any, count: int, name: str, one: type | tuple[type, ...]) -> list[Any]:

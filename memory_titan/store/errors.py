@@ -19,5 +19,9 @@ class StoreReadOnlyError(StoreError):
     """A write to a store that was opened for reading, or that may not be written."""
 
 
+class StoreFullError(StoreError):
+    """What must never be pushed out has no room."""
+
+
 class EmbedderMismatchError(StoreError):
     """The store's vectors were made by another model."""

@@ -227,7 +227,7 @@ class LongTermMemory:
                 self.neural.reset()
                 blob = self.backend.blob(STATE)
                 # they may have been written with other settings than today's
-                self._unreadable = blob is not None and not self.neural.load_bytes(blob)
+                self._unreadable = saved > 0 and (blob is None or not self.neural.load_bytes(blob))
                 self._epoch = epoch
             self._saved, self._void = saved, void or self._unreadable
             if self._void:

@@ -157,7 +157,7 @@ class TitansManager:
         texts = [documents] if isinstance(documents, str) else list(documents)
         count = len(texts)
         for number, text in enumerate(texts):
-            check_text(text, number)
+            check_text(text, f"document {number}")
         if memory_type != "all" and memory_type not in PLACES:
             raise ValueError(f"memory_type must be all, {', '.join(PLACES)}; got {memory_type!r}")
         metadatas = [{} if m is None else m for m in each(metadata, count, "metadata", dict)]
@@ -175,6 +175,9 @@ class TitansManager:
         sessions = each(session, count, "session", str)
         if session is None:
             sessions = [m["session"] if isinstance(m.get("session"), str) else None for m in metadatas]
+        for kind, given in (("an id", set(names)), ("a session", {one for one in sessions if one is not None})):
+            for name in given:
+                check_text(name, kind)
         known = None if vectors is None else unit_rows(vectors, count, self.backend.dim)
         for start in range(0, count, BATCH):
             part = slice(start, start + BATCH)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from memory_titan.store.backend import Backend
+from memory_titan.store.errors import StoreFullError
 from memory_titan.store.item import PERSISTENT, Item, Vector
 
 
@@ -22,10 +23,10 @@ class PersistentMemory:
         self.backend, self.size = backend, size
 
     def add(self, items: list[Item]) -> None:
-        """Mark items before they are inserted. ValueError when there is no room: nothing is pushed out here."""
+        """Mark items before they are inserted. StoreFullError when there is no room: nothing is pushed out here."""
         held = self.backend.count(PERSISTENT)
         if held + len(items) > self.size:
-            raise ValueError(
+            raise StoreFullError(
                 f"the persistent memory holds {held} of {self.size} items; {len(items)} more do not fit. Forget some, "
                 "or open the store with a larger persistent_size."
             )

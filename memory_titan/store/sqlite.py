@@ -12,13 +12,14 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import zlib
 from collections.abc import Iterable, Iterator, Sequence, Set
 from typing import Any
 
 import numpy as np
 
 from memory_titan.store.backend import Words
-from memory_titan.store.errors import StoreError
+from memory_titan.store.errors import StoreError, StoreFileError
 from memory_titan.store.indexes import Indexes
 from memory_titan.store.item import Item, Seqs, Vector
 from memory_titan.store.sessions import Places
@@ -31,22 +32,22 @@ CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE items (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, content TEXT NOT NULL, metadata TEXT NOT NULL,
     created REAL NOT NULL, session TEXT, position INTEGER NOT NULL, speaker TEXT, places INTEGER NOT NULL,
-    surprise REAL, value REAL NOT NULL, used INTEGER NOT NULL, change INTEGER NOT NULL);
+    surprise REAL, value REAL NOT NULL, used INTEGER NOT NULL, change INTEGER NOT NULL, sum INTEGER NOT NULL);
 CREATE INDEX items_change ON items (change);
 CREATE INDEX items_created ON items (created);
 CREATE INDEX items_short ON items (seq) WHERE places & 1;
 CREATE INDEX items_long ON items (seq) WHERE places & 2;
 CREATE INDEX items_persistent ON items (seq) WHERE places & 4;
 CREATE INDEX items_pending ON items (seq) WHERE places & 8;
-CREATE TABLE vectors (seq INTEGER PRIMARY KEY, vector BLOB NOT NULL, terms BLOB NOT NULL);
+CREATE TABLE vectors (seq INTEGER PRIMARY KEY, vector BLOB NOT NULL, terms BLOB NOT NULL, sum INTEGER NOT NULL);
 CREATE TABLE gone (seq INTEGER PRIMARY KEY, change INTEGER NOT NULL);
 CREATE INDEX gone_change ON gone (change);
 CREATE TABLE log (position INTEGER PRIMARY KEY, vector BLOB NOT NULL);
-CREATE TABLE blobs (name TEXT PRIMARY KEY, data BLOB NOT NULL);
+CREATE TABLE blobs (name TEXT PRIMARY KEY, data BLOB NOT NULL, sum INTEGER NOT NULL);
 INSERT INTO meta VALUES ('change', '0');
 INSERT INTO meta VALUES ('gone_from', '0');
 """
-COLUMNS = "seq, id, content, metadata, created, session, position, speaker, places, surprise, value, used"
+COLUMNS = "seq, id, content, metadata, created, session, position, speaker, places, surprise, value, used, sum"
 
 
 class SqliteBackend(SqliteFile):
@@ -91,13 +92,13 @@ class SqliteBackend(SqliteFile):
             ends[item.session] += 1
             self._added[item.session] = self._added.get(item.session, 0) + 1
         db.executemany(
-            f"INSERT INTO items ({COLUMNS}, change) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            f"INSERT INTO items ({COLUMNS}, change) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 (
                     i.seq,
                     i.id,
                     i.content,
-                    json.dumps(i.metadata, ensure_ascii=False),
+                    written,
                     i.created,
                     i.session,
                     i.position,
@@ -106,13 +107,20 @@ class SqliteBackend(SqliteFile):
                     i.surprise,
                     i.value,
                     i.used,
+                    _sum(i.id, i.content, written),
                     change,
                 )
                 for i in items
+                for written in [json.dumps(i.metadata, ensure_ascii=False)]
             ),
         )
         db.executemany(
-            "INSERT INTO vectors VALUES (?, ?, ?)", ((i.seq, i.vector.tobytes(), pack(i.terms)) for i in items)
+            "INSERT INTO vectors VALUES (?, ?, ?, ?)",
+            (
+                (i.seq, vector, terms, zlib.crc32(vector + terms))
+                for i in items
+                for vector, terms in [(i.vector.tobytes(), pack(i.terms))]
+            ),
         )
         tags = [(key, kind, value, i.seq) for i in items if i.metadata for key, kind, value in tag_rows(i.metadata)]
         if tags:
@@ -151,7 +159,7 @@ class SqliteBackend(SqliteFile):
         """Keep bytes; None: no longer."""
         self._db.execute("DELETE FROM blobs WHERE name = ?", (name,))
         if data is not None:
-            self._db.execute("INSERT INTO blobs VALUES (?, ?)", (name, data))
+            self._db.execute("INSERT INTO blobs VALUES (?, ?, ?)", (name, data, zlib.crc32(data)))
 
     def append_log(self, position: int, vectors: Vector) -> None:
         """Vectors written to the neural memory, the first at `position`."""
@@ -171,10 +179,10 @@ class SqliteBackend(SqliteFile):
         return default if row is None else json.loads(row[0])
 
     def blob(self, name: str) -> bytes | None:
-        """Bytes that were kept."""
+        """Bytes that were kept, if they are as they were written."""
         with self._reading() as db:
-            row = db.execute("SELECT data FROM blobs WHERE name = ?", (name,)).fetchone()
-        return None if row is None else bytes(row[0])
+            row = db.execute("SELECT data, sum FROM blobs WHERE name = ?", (name,)).fetchone()
+        return None if row is None or zlib.crc32(row[0]) != row[1] else bytes(row[0])
 
     def log(self, start: int) -> tuple[list[int], Vector]:
         """Positions from `start` on, and their vectors `[n, dim]`."""
@@ -192,9 +200,9 @@ class SqliteBackend(SqliteFile):
             for part in _parts(wanted):
                 marks = ",".join("?" * len(part))
                 for row in db.execute(f"SELECT {COLUMNS} FROM items WHERE seq IN ({marks})", part):
-                    found[row[0]] = _item(row)
+                    found[row[0]] = self._item(row)
                 if full:
-                    for seq, vector, terms in db.execute(f"SELECT * FROM vectors WHERE seq IN ({marks})", part):
+                    for seq, vector, terms, _ in db.execute(f"SELECT * FROM vectors WHERE seq IN ({marks})", part):
                         found[seq].vector, found[seq].terms = np.frombuffer(vector, np.float32), unpack(terms)
         return [found[seq] for seq in wanted if seq in found]
 
@@ -206,6 +214,11 @@ class SqliteBackend(SqliteFile):
                 marks = ",".join("?" * len(part))
                 found.update(db.execute(f"SELECT seq, places FROM items WHERE seq IN ({marks})", part).fetchall())
         return np.array([found.get(seq, 0) for seq in seqs.tolist()], np.int64)
+
+    def _item(self, row: tuple[Any, ...]) -> Item:
+        if _sum(*row[1:4]) != row[-1]:
+            raise StoreFileError(f"{self.path} is damaged: item {row[1]!r:.60} is not as it was written")
+        return _item(row)
 
     def seqs_of(self, ids: Sequence[str]) -> dict[str, int]:
         """id -> seq, of those that are there."""
@@ -291,8 +304,8 @@ class SqliteBackend(SqliteFile):
                     self.indexes.close()
                     self._indexes = Indexes(self.indexes.dim)
                 gone = self._db.execute("SELECT seq FROM gone WHERE change > ? ORDER BY seq", (self._seen,)).fetchall()
-                sql = """SELECT seq, vector, terms, session, position, speaker FROM vectors JOIN items USING (seq)
-                         WHERE seq > ? ORDER BY seq"""
+                sql = """SELECT seq, vector, terms, vectors.sum, session, position, speaker
+                         FROM vectors JOIN items USING (seq) WHERE seq > ? ORDER BY seq"""
                 new = self._db.execute(sql, (self.indexes.newest,)).fetchall()
                 self._db.execute("COMMIT")
             except sqlite3.Error as error:
@@ -302,9 +315,11 @@ class SqliteBackend(SqliteFile):
             if gone and self.indexes.newest >= 0:
                 self.indexes.remove(np.array([row[0] for row in gone], np.int64))
             for part in _parts(new, 8192):
+                if any(zlib.crc32(vector + terms) != told for _, vector, terms, told, *_ in part):
+                    raise StoreFileError(f"{self.path} is damaged: vectors are not as they were written")
                 vectors = _matrix([row[1] for row in part], self.dim)
                 self.indexes.add(
-                    [row[0] for row in part], vectors, [unpack(row[2]) for row in part], [row[3:] for row in part]
+                    [row[0] for row in part], vectors, [unpack(row[2]) for row in part], [row[4:] for row in part]
                 )
             self._seen, self._data_version = int(told["change"]), version
 
@@ -344,9 +359,32 @@ class SqliteBackend(SqliteFile):
         """These items and those at most `radius` before and after each in its session; ascending."""
         return self.indexes.sessions.around(seqs, radius)
 
+    # -- files
+
+    def check(self) -> list[str]:
+        """What is wrong: with the file by SQLite's own examination, and with what is in it. Empty: nothing."""
+        with self._reading() as db:
+            problems = [row[0] for row in db.execute("PRAGMA integrity_check") if row[0] != "ok"]
+            for name, data, told in db.execute("SELECT * FROM blobs"):
+                if zlib.crc32(data) != told:
+                    problems.append(f"{name} is not as it was written; it will be made anew")
+            sql = """SELECT id, content, metadata, items.sum, vector, terms, vectors.sum
+                     FROM items LEFT JOIN vectors USING (seq)"""
+            for name, content, metadata, told, vector, terms, of_vector in db.execute(sql):
+                if _sum(name, content, metadata) != told:
+                    problems.append(f"item {name!r:.60} is not as it was written")
+                if vector is None or zlib.crc32(vector + terms) != of_vector:
+                    problems.append(f"the vector of item {name!r:.60} is not as it was written, or missing")
+        return problems
+
+
+def _sum(*texts: str) -> int:
+    """A sum that tells whether texts are still as they were written."""
+    return zlib.crc32("\0".join(texts).encode("utf-8", "surrogateescape"))
+
 
 def _item(row: tuple[Any, ...]) -> Item:
-    seq, name, content, metadata, created, session, position, speaker, places, surprise, value, used = row
+    seq, name, content, metadata, created, session, position, speaker, places, surprise, value, used, _ = row
     return Item(
         id=name,
         content=content,

@@ -83,6 +83,9 @@ class SqliteFile:
         if self.path is None:
             return sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
         uri = f"file:{quote(str(self.path.absolute()))}?mode={'ro' if read_only else 'rwc'}"
+        log = self.path.with_name(f"{self.path.name}-wal")
+        if read_only and not log.exists() and not os.access(self.path.parent, os.W_OK):
+            uri += "&immutable=1"  # nobody can be writing, and SQLite could not make the files that it reads along with
         db = sqlite3.connect(uri, uri=True, check_same_thread=False, isolation_level=None, timeout=10.0)
         db.execute("PRAGMA mmap_size=0")
         return db
@@ -231,16 +234,6 @@ class SqliteFile:
             return 0
         files = [self.path, self.path.with_name(self.path.name + "-wal")]
         return sum(file.stat().st_size for file in files if file.exists())
-
-    def check(self) -> list[str]:
-        """What is wrong with the file, by SQLite's own examination; empty: nothing."""
-        with self._reading() as db:
-            rows = [row[0] for row in db.execute("PRAGMA integrity_check")]
-            loose = db.execute(
-                "SELECT COUNT(*) FROM items LEFT JOIN vectors USING (seq) WHERE vector IS NULL"
-            ).fetchone()
-        problems = [row for row in rows if row != "ok"]
-        return problems + ([f"{loose[0]} items without a vector"] if loose[0] else [])
 
     def backup(self, path: str | os.PathLike[str]) -> None:
         """Copy the store, while it is in use, to a new file."""
