@@ -204,7 +204,7 @@ class TitansManager:
             if self.long_term.due:
                 self.long_term.consolidate()
         if memory_type != "persistent" and replaced:
-            self.backend.erase()
+            self.backend.erase(at_once=False)
 
     # -- asking
 
