@@ -65,8 +65,11 @@ class Backend(Protocol):
     def delete(self, seqs: Sequence[int]) -> None:
         """Delete items with all that is known of them."""
 
-    def erase(self) -> bool:
-        """Overwrite what was deleted, as far as the database is ours to overwrite. False: later, someone is reading."""
+    def erase(self, at_once: bool = True) -> bool:
+        """Overwrite what was deleted, as far as the database is ours to overwrite. False: later, someone is reading.
+
+        Not `at_once`: items were replaced, not forgotten. Where it is dear it may wait until it pays.
+        """
 
     def meta(self, key: str, default: Any = None) -> Any:
         """A JSON value that was kept."""

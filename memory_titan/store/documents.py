@@ -58,11 +58,11 @@ def record(item: Item) -> dict[str, Any]:
     }
 
 
-def check_text(text: Any, what: str) -> None:
-    """Refuse what is no text, is empty, or cannot be stored: a NUL character, a lone surrogate."""
+def check_text(text: Any, what: str, blank: bool = False) -> None:
+    """Refuse what is no text, blank (unless allowed), or cannot be stored: a NUL character, a lone surrogate."""
     if not isinstance(text, str):
         raise TypeError(f"{what} must be a text; got {type(text).__name__}")
-    if not text.strip():
+    if not blank and not text.strip():
         raise ValueError(f"{what} is empty")
     if "\0" in text:
         raise ValueError(f"{what} has a NUL character: {text!r:.60}")

@@ -177,7 +177,7 @@ class TitansManager:
             sessions = [m["session"] if isinstance(m.get("session"), str) else None for m in metadatas]
         for kind, given in (("an id", set(names)), ("a session", {one for one in sessions if one is not None})):
             for name in given:
-                check_text(name, kind)
+                check_text(name, kind, blank=True)
         known = None if vectors is None else unit_rows(vectors, count, self.backend.dim)
         for start in range(0, count, BATCH):
             part = slice(start, start + BATCH)
@@ -211,7 +211,7 @@ class TitansManager:
             if self.long_term.due:
                 self.long_term.consolidate()
         if memory_type != "persistent" and replaced:
-            self.backend.erase()
+            self.backend.erase(at_once=False)
 
     # -- asking
 

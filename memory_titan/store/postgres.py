@@ -14,14 +14,16 @@ import contextlib
 import json
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from typing import Any
 
 import numpy as np
 
-from memory_titan.store import postgres_search, postgres_upkeep
+from memory_titan.store import postgres_items, postgres_search, postgres_upkeep
+from memory_titan.store.backend import Words
 from memory_titan.store.errors import StoreError, StoreFileError, StoreReadOnlyError
 from memory_titan.store.item import Item, Seqs, Vector
+from memory_titan.store.names import name_words
 from memory_titan.store.postgres_link import (
     PATIENCE,
     Connection,
@@ -32,12 +34,9 @@ from memory_titan.store.postgres_link import (
     plain,
     psycopg,
 )
-from memory_titan.store.postings import postings_of
-from memory_titan.store.terms import pack, unpack
+from memory_titan.store.sessions import Places
 
 NAME_CHARACTERS = 200
-ID_BYTES = 2000  # PostgreSQL indexes no longer ones
-COLUMNS = "seq, id, content, written, created, session, places, surprise, value, used"
 
 
 class PostgresBackend:
@@ -69,6 +68,7 @@ class PostgresBackend:
         self._owner: int | None = None  # thread that is within one
         self._writer: Connection | None = None  # its connection
         self._items = 0  # when last looked
+        self._names, self._named = frozenset[str](), -1  # words of speakers' names, up to this seq
         self._graph = False  # an index of the vectors is there
         self._builder: threading.Thread | None = None  # of one
         self._store = open_store(url, name, read_only)
@@ -167,52 +167,8 @@ class PostgresBackend:
 
     def add(self, items: Sequence[Item]) -> None:
         """Insert items; each is given its `seq`. StoreError for what PostgreSQL cannot keep."""
-        for item in items:
-            if "\0" in item.id or "\0" in item.content or "\0" in (item.session or ""):
-                raise StoreError(
-                    f"PostgreSQL keeps no NUL character; there is one in item {item.id!r:.60} ({item.content!r:.60})"
-                )
-            if len(item.id.encode()) > ID_BYTES:
-                raise StoreError(f"an id has at most {ID_BYTES} bytes; got {item.id!r:.60}...")
-        if not items:
-            return
-        lengths = np.array([len(item.terms) for item in items], np.int32)
-        last, self._items = self._db.execute(
-            "UPDATE stores SET seq = seq + %s, items = items + %s, tokens = tokens + %s WHERE store = %s "
-            "RETURNING seq, items",
-            (len(items), len(items), int(lengths.sum()), self._store),
-        ).fetchone() or (0, 0)
-        first = last - len(items) + 1
-        for seq, item in enumerate(items, first):
-            item.seq = seq
-        documents = [json.dumps(item.metadata, ensure_ascii=False) for item in items]
-        with self._db.cursor() as cursor:
-            cursor.executemany(
-                f"INSERT INTO items (store, {COLUMNS}, metadata, terms) VALUES "
-                "(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s::jsonb, %s)",
-                [
-                    (
-                        *(self._store, i.seq, i.id, i.content, document, i.created, i.session, i.places),
-                        *(i.surprise, i.value, i.used, document, pack(i.terms)),
-                    )
-                    for i, document in zip(items, documents, strict=True)
-                ],
-            )
-            cursor.executemany(
-                f"INSERT INTO vectors_{self._dim} VALUES (%s, %s, %s::vector)",
-                [(self._store, item.seq, np.asarray(item.vector, np.float32)) for item in items],
-            )
-        found = postings_of(np.concatenate([item.terms for item in items]), lengths, 0)
-        self._db.execute(
-            "INSERT INTO postings SELECT %s, * FROM unnest(%s::int[], %s::bigint[], %s::int[], %s::int[])",
-            (
-                self._store,
-                found.term.view(np.int32),
-                found.row.astype(np.int64) + first,
-                np.rint(1 / found.x).astype(np.int32),
-                lengths[found.row],
-            ),
-        )
+        if items:
+            self._items = postgres_items.insert(self._db, self._store, items, self._dim)
 
     @property
     def _dim(self) -> int:
@@ -229,33 +185,17 @@ class PostgresBackend:
                 (*map(list, columns), self._store),
             )
 
-    def count_use(self, uses: dict[int, int]) -> None:
-        """Add to `used`."""
+    def count_use(self, uses: dict[int, int], value: float) -> None:
+        """Add to the `used` of items, by seq, and set their value."""
         self._db.execute(
-            "UPDATE items SET used = used + new.n FROM unnest(%s::bigint[], %s::bigint[]) AS new (seq, n) "
+            "UPDATE items SET used = used + new.n, value = %s FROM unnest(%s::bigint[], %s::bigint[]) AS new (seq, n) "
             "WHERE items.store = %s AND items.seq = new.seq",
-            (list(uses), list(uses.values()), self._store),
+            (value, list(uses), list(uses.values()), self._store),
         )
 
     def delete(self, seqs: Sequence[int]) -> None:
         """Delete items with all that is known of them."""
-        gone = np.asarray(seqs, np.int64).reshape(-1)
-        rows = self._rows("DELETE FROM items WHERE store = %s AND seq = ANY (%s) RETURNING seq, terms", gone)
-        self._db.execute(f"DELETE FROM vectors_{self._dim} WHERE store = %s AND seq = ANY (%s)", (self._store, gone))
-        if not rows:
-            return
-        terms = [unpack(row[1]) for row in rows]
-        lengths = np.array([len(each) for each in terms], np.int32)
-        found = postings_of(np.concatenate(terms), lengths, 0)
-        self._db.execute(
-            "DELETE FROM postings USING unnest(%s::int[], %s::bigint[]) AS gone (term, seq) WHERE postings.store = %s "
-            "AND postings.term = gone.term AND postings.seq = gone.seq",
-            (found.term.view(np.int32), np.array([row[0] for row in rows], np.int64)[found.row], self._store),
-        )
-        self._db.execute(
-            "UPDATE stores SET items = items - %s, tokens = tokens - %s WHERE store = %s",
-            (len(rows), int(lengths.sum()), self._store),
-        )
+        postgres_items.delete(self._db, self._store, seqs, self._dim)
 
     def set_meta(self, key: str, value: Any) -> None:
         """Keep a JSON value."""
@@ -283,11 +223,15 @@ class PostgresBackend:
         """Forget the log: a checkpoint covers it, or it is void."""
         self._db.execute("DELETE FROM log WHERE store = %s", (self._store,))
 
-    def erase(self, wait: float = 0.0) -> bool:
-        """VACUUM our tables, so that the server clears deleted rows away; see the module for what that leaves."""
+    def erase(self, at_once: bool = True) -> bool:
+        """VACUUM our tables, so that the server clears deleted rows away; see the module for what that leaves.
+
+        Not `at_once`: only when so many are dead that a search feels them.
+        """
         if not self.read_only:
             with self._connection() as db:
-                db.execute(postgres_upkeep.vacuum(self._dim))
+                if at_once or postgres_upkeep.much_is_dead(db):
+                    db.execute(postgres_upkeep.vacuum(self._dim))
         return True
 
     # -- reading
@@ -310,12 +254,19 @@ class PostgresBackend:
         vectors = np.frombuffer(b"".join(row[1] for row in rows), "<f4").astype(np.float32)
         return [row[0] for row in rows], vectors.reshape(len(rows), self.dim or 0)
 
+    def places_of(self, seqs: Seqs) -> Seqs:
+        """`[n]`, the places bits of items; 0 for what is not there."""
+        found = dict(self._rows("SELECT seq, places FROM items WHERE store = %s AND seq = ANY (%s)", seqs))
+        return np.array([found.get(seq, 0) for seq in seqs.tolist()], np.int64)
+
     def get(self, seqs: Sequence[int] | Seqs, full: bool = False) -> list[Item]:
         """The items that are (still) there, in the given order; with `full`, vectors and terms too."""
         wanted = np.asarray(seqs, np.int64).reshape(-1)
         found = {
-            row[0]: _item(row)
-            for row in self._rows(f"SELECT {COLUMNS}, terms FROM items WHERE store = %s AND seq = ANY (%s)", wanted)
+            row[0]: postgres_items.item_of(row)
+            for row in self._rows(
+                f"SELECT {postgres_items.COLUMNS}, terms FROM items WHERE store = %s AND seq = ANY (%s)", wanted
+            )
         }
         items = [found[seq] for seq in wanted.tolist() if seq in found]
         if full:
@@ -366,11 +317,14 @@ class PostgresBackend:
                 db.execute(
                     "UPDATE stores SET dim = %s WHERE store = %s AND dim IS DISTINCT FROM %s", (dim, self._store, dim)
                 )
+        self._items = self.count()
         self.refresh()
 
     def refresh(self) -> None:
-        """See how large the store is by now."""
-        self._items = self.count()
+        """Nothing is kept here that others' writing outdates, but whether a large store has its graph by now.
+
+        How large it is, every search learns on its way.
+        """
         if not self._graph and self._items >= postgres_search.INDEXED_FROM:
             with self._reading() as db:
                 self._graph = postgres_search.has_graph(db, self._store, self._dim)
@@ -401,22 +355,41 @@ class PostgresBackend:
         with self._reading() as db:
             return postgres_search.lexical(db, self._store, terms, k, allowed)
 
-    def idf(self, terms: Any) -> Vector:
-        """Of uint32 terms, over all items: how rare each is."""
+    def words_of(self, terms: Any, seqs: Seqs) -> Words:
+        """Counts of uint32 terms in items, and in how many of all items each term stands."""
         with self._reading() as db:
-            return postgres_search.idf(db, self._store, terms)
+            words = postgres_search.words_of(db, self._store, terms, seqs)
+        self._items = words.items
+        return words
+
+    def places(self, seqs: Seqs) -> Places:
+        """Where items stand in their sessions; session -1 for what is not there."""
+        with self._reading() as db:
+            return postgres_search.places(db, self._store, seqs)
+
+    def around(self, seqs: Seqs, radius: int) -> Seqs:
+        """These items and those at most `radius` places before and after each in its session; ascending."""
+        with self._reading() as db:
+            return postgres_search.around(db, self._store, seqs, radius)
+
+    def name_words(self) -> Set[str]:
+        """Words of the names of all speakers, lower case; what was added since is looked up."""
+        sql = "SELECT speaker, max(seq) FROM items WHERE store = %s AND seq > %s GROUP BY speaker"
+        for speaker, seq in self._rows(sql, self._named):
+            self._names |= name_words(speaker or "")
+            self._named = max(self._named, seq)
+        return self._names
 
     def vectors_of(self, seqs: Seqs) -> Vector:
         """`[n, dim]`; zeros for what is not there."""
         wanted = np.asarray(seqs, np.int64).reshape(-1)
         sql = f"SELECT seq, vector_send(embedding) FROM vectors_{self._dim} WHERE store = %s AND seq = ANY (%s)"
-        # four bytes of header, then big-endian floats
-        found = {seq: np.frombuffer(data, ">f4", offset=4) for seq, data in self._rows(sql, wanted)}
-        vectors = np.zeros((len(wanted), self._dim), np.float32)
-        for row, seq in enumerate(wanted.tolist()):
-            if seq in found:
-                vectors[row] = found[seq]
-        return vectors
+        found = self._rows(sql, wanted)
+        # four bytes of header, then big-endian floats; a row of zeros for what is not there
+        table = np.zeros((len(found) + 1, 1 + self._dim), np.float32)
+        table[1:] = np.frombuffer(b"".join(row[1] for row in found), ">f4").reshape(len(found), 1 + self._dim)
+        rows = {row[0]: place for place, row in enumerate(found, 1)}
+        return table[[rows.get(seq, 0) for seq in wanted.tolist()], 1:]
 
     # -- files
 
@@ -435,11 +408,3 @@ class PostgresBackend:
             f"{self._where} is backed up by the server's own means (pg_dump --schema=memory_titan), or written to a "
             "file by export()"
         )
-
-
-def _item(row: tuple[Any, ...]) -> Item:
-    seq, name, content, written, created, session, places, surprise, value, used, terms = row
-    nothing = np.zeros(0, np.float32)
-    return Item(
-        name, content, json.loads(written), created, session, nothing, unpack(terms), places, seq, surprise, value, used
-    )

@@ -12,15 +12,18 @@ from typing import Any
 
 import numpy as np
 
+from memory_titan.store.backend import Words
 from memory_titan.store.item import Seqs, Vector
 from memory_titan.store.postgres_link import FIND_VECTOR, LOCK, Connection, psycopg
 from memory_titan.store.postings import Terms
+from memory_titan.store.sessions import Places
 from memory_titan.store.where import postgres_clause
 
 EXACT = 20_000  # so many vectors are compared one by one
 INDEXED_FROM = 50_000  # items of a store that gets a graph
 INDEXED_DIM = 4000  # pgvector's limit, for half precision
 ITERATIVE = "relaxed_order"  # of pgvector's scans; what is found is sorted anew
+LOOKED_UP = 200  # so many allowed items are looked up with each word
 K1, B = 1.2, 0.75  # as in `words.py`
 
 
@@ -91,7 +94,9 @@ def make_graph(url: str, store: int, dim: int) -> None:
 def lexical(db: Connection, store: int, terms: Terms, k: int, allowed: Seqs | None) -> tuple[Seqs, Vector]:
     """The k best by BM25, as `words.py` has it, over the items that are there when it is asked."""
     distinct, times = np.unique(np.asarray(terms, np.uint32), return_counts=True)
-    only = "" if allowed is None else " AND seq = ANY (%(allowed)s)"
+    # Few are looked up in the index; many are not: `seq + 0` is in none, and is checked against a hash table.
+    column = "seq" if allowed is not None and len(allowed) < LOOKED_UP else "seq + 0"
+    only = "" if allowed is None else f" AND {column} = ANY (%(allowed)s)"
     found = db.execute(
         "WITH total AS (SELECT items, tokens::float8 / greatest(items, 1) AS mean "
         "FROM stores WHERE store = %(store)s), "
@@ -145,17 +150,64 @@ def selection(
     return f"SELECT seq FROM items WHERE store = %s{''.join(clauses)} ORDER BY {by}{some}", values
 
 
-def idf(db: Connection, store: int, terms: Terms) -> Vector:
-    """`[n]`: how rare each of `[n]` terms is among the items, as `words.py` has it."""
-    distinct, places = np.unique(np.asarray(terms, np.uint32).reshape(-1), return_inverse=True)
-    found = db.execute(
-        "SELECT items, (SELECT count(*) FROM postings WHERE store = %(store)s AND postings.term = query.term) "
-        "FROM stores, unnest(%(terms)s) WITH ORDINALITY AS query (term, place) WHERE store = %(store)s ORDER BY place",
-        {"terms": distinct.view(np.int32), "store": store},
+def words_of(db: Connection, store: int, terms: Terms, seqs: Seqs) -> Words:
+    """See `Backend.words_of`. One statement, so that sums and items are of one moment."""
+    asked, term_places = np.unique(np.asarray(terms, np.uint32).reshape(-1), return_inverse=True)
+    wanted, seq_places = np.unique(np.asarray(seqs, np.int64).reshape(-1), return_inverse=True)
+    (_, items, tokens, _), (_, _, there, lengths), *held = db.execute(
+        "SELECT NULL::int AS term, items AS df, ARRAY[tokens] AS seqs, NULL::int[] AS numbers FROM stores "
+        "WHERE store = %(store)s UNION ALL "
+        "SELECT NULL, NULL, array_agg(seq), array_agg(octet_length(terms) / 4) FROM items "
+        "WHERE store = %(store)s AND seq = ANY (%(seqs)s) UNION ALL "
+        # one way through the postings of each term for both, its frequency and its counts
+        "SELECT term, count(*), array_agg(seq) FILTER (WHERE seq = ANY (%(seqs)s)), "
+        "array_agg(tf) FILTER (WHERE seq = ANY (%(seqs)s)) FROM postings "
+        "WHERE store = %(store)s AND term = ANY (%(terms)s) GROUP BY term "
+        "ORDER BY term NULLS FIRST, df NULLS LAST",
+        {"store": store, "seqs": wanted, "terms": asked.view(np.int32)},
         binary=True,
     ).fetchall()
-    counts = np.array(found, np.float64).reshape(-1, 2)
-    return np.asarray(np.log1p((counts[:, 0] - counts[:, 1] + 0.5) / (counts[:, 1] + 0.5))[places], np.float32)
+    words = np.zeros(len(wanted))
+    words[np.searchsorted(wanted, there or [])] = lengths or []
+    counts, frequencies = np.zeros((len(asked), len(wanted))), np.zeros(len(asked), np.int64)
+    for term, df, holders, tf in held:
+        row = np.searchsorted(asked, np.uint32(term % 2**32))
+        frequencies[row] = df
+        counts[row, np.searchsorted(wanted, holders or [])] = tf or []
+    return Words(
+        counts=counts[term_places][:, seq_places],
+        lengths=words[seq_places],
+        frequencies=frequencies[term_places],
+        items=items,
+        mean_length=tokens[0] / items if items else 0.0,
+    )
+
+
+def places(db: Connection, store: int, seqs: Seqs) -> Places:
+    """See `Backend.places`; a session's number is the hash of its name."""
+    found = db.execute(
+        "SELECT seq, stream, position, speaker FROM items WHERE store = %s AND seq = ANY (%s)",
+        (store, seqs),
+        binary=True,
+    ).fetchall()
+    codes: dict[str | None, int] = {None: -1}
+    by_seq = {seq: (stream, at, codes.setdefault(name, len(codes) - 1)) for seq, stream, at, name in found}
+    table = np.array([by_seq.get(seq, (-1, -1, -1)) for seq in seqs.tolist()], np.int64).reshape(-1, 3)
+    return Places(table[:, 0], table[:, 1], table[:, 2], names=[name for name in codes if name is not None])
+
+
+def around(db: Connection, store: int, seqs: Seqs, radius: int) -> Seqs:
+    """See `Backend.around`; the place of a deleted item counts, although it is empty."""
+    found = db.execute(
+        "SELECT DISTINCT near.seq FROM items AS one, LATERAL (SELECT seq FROM items WHERE store = %(store)s AND stream "
+        "= one.stream AND position BETWEEN one.position - %(radius)s AND one.position + %(radius)s "
+        # without a limit the planner may think of a join of the whole table
+        "ORDER BY position LIMIT 2 * %(radius)s + 1) AS near WHERE one.store = %(store)s AND one.seq = ANY (%(seqs)s) "
+        "ORDER BY seq",
+        {"store": store, "seqs": seqs, "radius": radius},
+        binary=True,
+    ).fetchall()
+    return np.array([row[0] for row in found], np.int64)
 
 
 def _columns(rows: list[tuple[int, float]]) -> tuple[Seqs, Vector]:

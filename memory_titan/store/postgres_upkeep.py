@@ -5,14 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from memory_titan.store.postgres_link import Connection
+
 SHARED = ("items", "postings", "meta", "blobs", "log")  # tables of all stores, beside that of the vectors
 
+DEAD = 1000  # rows that are left lying anyhow
 Rows = Callable[..., list[tuple[Any, ...]]]  # of SQL whose first parameter is the store, and the others
 
 
 def vacuum(dim: int) -> str:
     """SQL that clears dead rows away. Where another process is at it, it is left to that one."""
     return f"VACUUM (SKIP_LOCKED, INDEX_CLEANUP ON, TRUNCATE OFF) {', '.join(SHARED)}, vectors_{int(dim)}"
+
+
+def much_is_dead(db: Connection) -> bool:
+    """Whether a tenth of the items' rows, of all stores, are dead by the server's count; on its own it waits longer."""
+    found = db.execute(
+        "SELECT n_dead_tup > %s + n_live_tup / 10 FROM pg_stat_user_tables WHERE relid = to_regclass('items')", (DEAD,)
+    ).fetchone()
+    return found is not None and bool(found[0])
 
 
 def share(rows: Rows, dim: int) -> int:

@@ -36,13 +36,13 @@ class Search:
 
         What a filter excludes takes no part, not even as a neighbour.
         """
-        seqs, ranking = self._ranked(query, plan, max(CANDIDATES, 4 * top_k), allowed)
+        seqs, vectors, ranking = self._ranked(query, plan, max(CANDIDATES, 4 * top_k), allowed)
         if plan.short != plan.long:  # of MAG: by the memory that holds them
             held = self.backend.places_of(seqs) & (SHORT | PENDING) > 0
             factors = np.where(held, plan.short, plan.long)
             ranking = Ranking(ranking.scores * factors, {name: x * factors for name, x in ranking.parts.items()})
         order = ranking.order()[: 4 * top_k]
-        chosen, twins = self._merged(seqs[order], top_k)
+        chosen, twins = self._merged(seqs[order], vectors[order], top_k)
         found = {item.seq: item for item in self.backend.get([*chosen.values(), *twins])}
         hits: list[Hit] = []
         used: list[int] = []
@@ -63,9 +63,9 @@ class Search:
         found = [(items[s], c) for s, c in zip(seqs.tolist(), cosines.tolist(), strict=True) if s in items]
         return [_hit(item, cosine, {"dense": cosine}) for item, cosine in found], [item.seq for item, _ in found]
 
-    def _merged(self, seqs: Seqs, top_k: int) -> tuple[dict[int, int], dict[int, int]]:
+    @staticmethod
+    def _merged(seqs: Seqs, vectors: Vector, top_k: int) -> tuple[dict[int, int], dict[int, int]]:
         """Of the best items: place -> seq of the first `top_k` that say different things; twin -> whose it is."""
-        vectors = self.backend.vectors_of(seqs)
         same = vectors @ vectors.T > SAME
         chosen: dict[int, int] = {}
         twins: dict[int, int] = {}
@@ -77,15 +77,15 @@ class Search:
                 chosen[place] = seq
         return chosen, twins
 
-    def _ranked(self, query: str, plan: Plan, k: int, allowed: Seqs | None) -> tuple[Seqs, Ranking]:
-        """Candidates, ascending, and their scores."""
+    def _ranked(self, query: str, plan: Plan, k: int, allowed: Seqs | None) -> tuple[Seqs, Vector, Ranking]:
+        """Candidates, ascending, their vectors and their scores."""
         backend, terms = self.backend, np.unique(term_ids(query))
         near, _ = backend.dense(plan.vector, k, allowed)
         worded, _ = backend.lexical(terms, k, allowed)
         seqs = backend.around(np.union1d(near, worded), len(self.config.neighbours))
         if allowed is not None:
             seqs = np.intersect1d(seqs, allowed, assume_unique=True)
-        words, places = backend.words_of(terms, seqs), backend.places(seqs)
+        words, places, vectors = backend.words_of(terms, seqs), backend.places(seqs), backend.vectors_of(seqs)
         candidates = Candidates(
             session=places.session,
             position=places.position,
@@ -93,10 +93,10 @@ class Search:
             counts=words.counts,
             idf=idf(words.items, words.frequencies),
             mean_words=words.mean_length,
-            dense=(backend.vectors_of(seqs) @ plan.vector).astype(np.float64),
+            dense=(vectors @ plan.vector).astype(np.float64),
             named=places.named(query),
         )
-        return seqs, rank(candidates, self.config)
+        return seqs, vectors, rank(candidates, self.config)
 
 
 def _hit(item: Item, score: float, why: dict[str, float]) -> Hit:

@@ -212,7 +212,7 @@ class SqliteFile:
         else:
             db.close()
 
-    def erase(self) -> bool:
+    def erase(self, at_once: bool = True) -> bool:
         """Empty the write-ahead log, so that nothing deleted is left in a file. False while a reader still needs it."""
         if self.path is None or self.read_only:
             return True

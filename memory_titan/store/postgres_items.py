@@ -1,0 +1,128 @@
+"""Items as rows in PostgreSQL: written, deleted, read back. Writing happens within a transaction that has the store."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from memory_titan.store.errors import StoreError
+from memory_titan.store.item import Item
+from memory_titan.store.postgres_link import Connection
+from memory_titan.store.postings import postings_of
+from memory_titan.store.terms import pack, unpack
+
+ID_BYTES = 2000  # PostgreSQL indexes no longer ones
+COLUMNS = "seq, id, content, written, created, session, position, speaker, places, surprise, value, used"
+
+
+def insert(db: Connection, store: int, items: Sequence[Item], dim: int) -> int:
+    """Insert items, at least one; each is given its `seq`, `position` and `speaker`. How many the store then holds.
+
+    Raises:
+        StoreError: there is what PostgreSQL cannot keep.
+    """
+    for item in items:
+        if "\0" in item.id or "\0" in item.content or "\0" in (item.session or ""):
+            raise StoreError(
+                f"PostgreSQL keeps no NUL character; there is one in item {item.id!r:.60} ({item.content!r:.60})"
+            )
+        if len(item.id.encode()) > ID_BYTES:
+            raise StoreError(f"an id has at most {ID_BYTES} bytes; got {item.id!r:.60}...")
+    lengths = np.array([len(item.terms) for item in items], np.int32)
+    last, count = db.execute(
+        "UPDATE stores SET seq = seq + %s, items = items + %s, tokens = tokens + %s WHERE store = %s "
+        "RETURNING seq, items",
+        (len(items), len(items), int(lengths.sum()), store),
+    ).fetchone() or (0, 0)
+    first = last - len(items) + 1
+    free = _next_positions(db, store, sorted({item.session or "" for item in items}))
+    for seq, item in enumerate(items, first):
+        item.seq = seq
+        item.position = free[item.session or ""]
+        free[item.session or ""] += 1
+    documents = [json.dumps(item.metadata, ensure_ascii=False) for item in items]
+    with db.cursor() as cursor:
+        cursor.executemany(
+            f"INSERT INTO items (store, {COLUMNS}, metadata, terms) VALUES "
+            "(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s::jsonb, %s)",
+            [
+                (
+                    *(store, i.seq, i.id, i.content, document, i.created, i.session, i.position, i.speaker, i.places),
+                    *(i.surprise, i.value, i.used, document, pack(i.terms)),
+                )
+                for i, document in zip(items, documents, strict=True)
+            ],
+        )
+        cursor.executemany(
+            f"INSERT INTO vectors_{int(dim)} VALUES (%s, %s, %s::vector)",
+            [(store, item.seq, np.asarray(item.vector, np.float32)) for item in items],
+        )
+    found = postings_of(np.concatenate([item.terms for item in items]), lengths, 0)
+    db.execute(
+        "INSERT INTO postings SELECT %s, * FROM unnest(%s::int[], %s::bigint[], %s::int[], %s::int[])",
+        (
+            store,
+            found.term.view(np.int32),
+            found.row.astype(np.int64) + first,
+            np.rint(1 / found.x).astype(np.int32),
+            lengths[found.row],
+        ),
+    )
+    return int(count)
+
+
+def _next_positions(db: Connection, store: int, sessions: list[str]) -> dict[str, int]:
+    """Where the next item of each session stands: behind the last that is there."""
+    rows = db.execute(
+        "SELECT session, (SELECT coalesce(max(position) + 1, 0) FROM items WHERE store = %s AND stream = "
+        "memory_titan.stream_of(asked.session)) FROM unnest(%s::text[]) AS asked (session)",
+        (store, sessions),
+    ).fetchall()
+    return dict(rows)
+
+
+def delete(db: Connection, store: int, seqs: Sequence[int], dim: int) -> None:
+    """Delete items with all that is known of them."""
+    gone = np.asarray(seqs, np.int64).reshape(-1)
+    rows = db.execute(
+        "DELETE FROM items WHERE store = %s AND seq = ANY (%s) RETURNING seq, terms", (store, gone), binary=True
+    ).fetchall()
+    db.execute(f"DELETE FROM vectors_{int(dim)} WHERE store = %s AND seq = ANY (%s)", (store, gone))
+    if not rows:
+        return
+    terms = [unpack(row[1]) for row in rows]
+    lengths = np.array([len(each) for each in terms], np.int32)
+    found = postings_of(np.concatenate(terms), lengths, 0)
+    db.execute(
+        "DELETE FROM postings USING unnest(%s::int[], %s::bigint[]) AS gone (term, seq) WHERE postings.store = %s "
+        "AND postings.term = gone.term AND postings.seq = gone.seq",
+        (found.term.view(np.int32), np.array([row[0] for row in rows], np.int64)[found.row], store),
+    )
+    db.execute(
+        "UPDATE stores SET items = items - %s, tokens = tokens - %s WHERE store = %s",
+        (len(rows), int(lengths.sum()), store),
+    )
+
+
+def item_of(row: tuple[Any, ...]) -> Item:
+    """Of a row of COLUMNS and terms; without its vector."""
+    seq, name, content, written, created, session, position, speaker, places, surprise, value, used, terms = row
+    return Item(
+        id=name,
+        content=content,
+        metadata=json.loads(written),
+        created=created,
+        session=session,
+        vector=np.zeros(0, np.float32),
+        terms=unpack(terms),
+        places=places,
+        seq=seq,
+        position=position,
+        speaker=speaker,
+        surprise=surprise,
+        value=value,
+        used=used,
+    )
