@@ -14,10 +14,14 @@ no data base.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+NEARLY = 0.1  # of two scores
+ABOUT_THE_SAME, SAME_WORDS = 0.6, 0.8  # cosines of statements of one speaker, and of nobody in particular
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -144,40 +148,33 @@ def rank(candidates: Candidates, config: RankingConfig | None = None) -> Ranking
     return Ranking(np.sum(list(parts.values()), axis=0), parts)
 
 
-def newer_first(
-    scores: Floats,
-    vectors: NDArray[np.floating],
-    speaker: Ints,
-    time: Floats,
-    *,
-    first: int = 20,
-    alike: float = 0.6,
-    within: float = 0.1,
-) -> Floats:
-    """Let the newer of two like statements of one speaker stand before the older: "We live in Leeds", then "in York".
+def replacements(
+    scores: ArrayLike, vectors: NDArray[np.floating], speakers: Sequence[str | None], created: ArrayLike
+) -> list[tuple[int, int]]:
+    """Newer statements about the same thing: "We live in Leeds", then, "We moved to York".
 
     Only where wordings are close; a fact replaced in quite other words is not seen to be the same.
 
     Args:
-        scores: `[n]`, of `rank`.
-        vectors: `[n, dims]`, rows of length 1.
-        speaker: `[n]`, a number for each.
-        time: `[n]`, larger is later; equal within a session.
-        first: so many of the best are looked at.
-        alike: cosine above which two say something about the same.
-        within: by how much the older may score higher.
+        scores: `[n]`, the best first.
+        vectors: `[n, dim]`, rows of length 1.
+        speakers: of each.
+        created: `[n]`, larger is later.
 
     Returns:
-        `[n]` scores, where a newer one has at least the older's.
+        Pairs `(newer, older)` of one speaker, told at different times, that score nearly the same.
     """
-    result = scores.copy()
-    top = np.argsort(-scores, kind="stable")[:first]
-    gap = scores[top][:, None] - scores[top]  # of row over column
-    passes = (gap >= 0) & (gap < within) & (time[top][:, None] < time[top])
-    passes &= (speaker[top][:, None] == speaker[top]) & (vectors[top] @ vectors[top].T > alike)
-    for older, newer in np.argwhere(passes):
-        result[top[newer]] = max(result[top[newer]], np.nextafter(scores[top[older]], np.inf))
-    return result
+    score, time = np.asarray(scores, np.float64), np.asarray(created, np.float64)
+    passes = (time[:, None] > time) & (np.abs(score[:, None] - score) < NEARLY)
+    if not passes.any():
+        return []
+    cosines = vectors @ vectors.T
+    return [
+        (int(newer), int(older))
+        for newer, older in np.argwhere(passes)
+        if speakers[newer] == speakers[older]
+        and cosines[newer, older] > (ABOUT_THE_SAME if speakers[newer] else SAME_WORDS)
+    ]
 
 
 class _Near:

@@ -7,16 +7,18 @@ query -> the nearest vectors, the best by words, and what stands beside them in 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from memory_titan.store.architectures import Plan
 from memory_titan.store.backend import Backend
 from memory_titan.store.documents import iso
 from memory_titan.store.item import PENDING, SHORT, Hit, Item, Seqs, Vector
-from memory_titan.store.ranking import Candidates, Ranking, RankingConfig, idf, rank
-from memory_titan.store.terms import term_ids
+from memory_titan.store.ranking import Candidates, Floats, Ranking, RankingConfig, idf, rank, replacements
+from memory_titan.store.terms import term_ids, tokenize
 
 CANDIDATES = 100  # by vectors and by words each, beside their neighbours
-SAME = 0.97  # cosine of two items that say the same
+SAME = 0.97  # cosine from which two items of the same words say the same
+MORE = 10  # hits looked at beyond those asked for: one may be newer than what it replaces
 
 
 class Search:
@@ -42,19 +44,35 @@ class Search:
             factors = np.where(held, plan.short, plan.long)
             ranking = Ranking(ranking.scores * factors, {name: x * factors for name, x in ranking.parts.items()})
         order = ranking.order()[: 4 * top_k]
-        chosen, twins = self._merged(seqs[order], vectors[order], top_k)
-        found = {item.seq: item for item in self.backend.get([*chosen.values(), *twins])}
-        hits: list[Hit] = []
-        used: list[int] = []
-        for place, seq in chosen.items():
-            if (item := found.get(seq)) is None:
-                continue  # deleted meanwhile
-            score = float(ranking.scores[order[place]]) / self._full
-            hits.append(_hit(item, min(1.0, max(0.0, score)), ranking.explain(int(order[place]))))
-            used.append(seq)
-            same = [twin for twin, of in twins.items() if of == seq]
-            hits[-1]["duplicates"] = [found[twin].id for twin in same if twin in found]
+        best, vectors = seqs[order], vectors[order]
+        alike = np.argwhere(np.triu(vectors @ vectors.T > SAME, 1))
+        looked_at = np.union1d(best[: top_k + MORE], best[alike.ravel()])
+        items = {item.seq: item for item in self.backend.get(looked_at)}
+        chosen, twins = _merged(best.tolist(), alike, items, top_k + MORE)
+        chosen, older = self._renewed(chosen, [items[int(best[at])] for at in chosen], ranking.scores[order], vectors)
+        hits, used = [], []
+        for at in chosen[:top_k]:
+            item = items[int(best[at])]
+            score = float(ranking.scores[order[at]]) / self._full
+            hit = _hit(item, min(1.0, max(0.0, score)), ranking.explain(int(order[at])))
+            hit["duplicates"] = [items[int(best[twin])].id for twin, of in twins.items() if of == at]
+            hit["replaces"] = [items[int(best[old])].id for new, old in older if new == at]
+            hit["replaced_by"] = next((items[int(best[new])].id for new, old in older if old == at), None)
+            hits.append(hit)
+            used.append(item.seq)
         return hits, used
+
+    def _renewed(
+        self, chosen: list[int], items: list[Item], scores: Floats, vectors: Vector
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        """The chosen places with what is newer before what it replaces; and these pairs, (newer, older)."""
+        speakers, created = [item.speaker for item in items], [item.created for item in items]
+        pairs = replacements(scores[chosen], vectors[chosen], speakers, created)
+        order = list(range(len(chosen)))
+        for newer, older in pairs:
+            if (at := order.index(newer)) > (to := order.index(older)):
+                order.insert(to, order.pop(at))
+        return [chosen[at] for at in order], [(chosen[newer], chosen[older]) for newer, older in pairs]
 
     def nearest(self, vector: Vector, top_k: int, allowed: Seqs | None) -> tuple[list[Hit], list[int]]:
         """The nearest by cosine alone, their score -1 to 1; and their seqs."""
@@ -62,20 +80,6 @@ class Search:
         items = {item.seq: item for item in self.backend.get(seqs)}
         found = [(items[s], c) for s, c in zip(seqs.tolist(), cosines.tolist(), strict=True) if s in items]
         return [_hit(item, cosine, {"dense": cosine}) for item, cosine in found], [item.seq for item, _ in found]
-
-    @staticmethod
-    def _merged(seqs: Seqs, vectors: Vector, top_k: int) -> tuple[dict[int, int], dict[int, int]]:
-        """Of the best items: place -> seq of the first `top_k` that say different things; twin -> whose it is."""
-        same = vectors @ vectors.T > SAME
-        chosen: dict[int, int] = {}
-        twins: dict[int, int] = {}
-        for place, seq in enumerate(seqs.tolist()):
-            of = next((other for at, other in chosen.items() if same[place, at]), None)
-            if of is not None:
-                twins[seq] = of
-            elif len(chosen) < top_k:  # once it is full, twins of the chosen may still follow
-                chosen[place] = seq
-        return chosen, twins
 
     def _ranked(self, query: str, plan: Plan, k: int, allowed: Seqs | None) -> tuple[Seqs, Vector, Ranking]:
         """Candidates, ascending, their vectors and their scores."""
@@ -97,6 +101,28 @@ class Search:
             named=places.named(query),
         )
         return seqs, vectors, rank(candidates, self.config)
+
+
+def _merged(
+    best: list[int], alike: NDArray[np.int64], items: dict[int, Item], count: int
+) -> tuple[list[int], dict[int, int]]:
+    """Places of the first `count` that say different things, and each twin of theirs: place -> whose it is.
+
+    Twins are near in meaning and have the same words: "on Thursday" and "on Friday" are none.
+    """
+    chosen: list[int] = []
+    twins: dict[int, int] = {}
+    for place, seq in enumerate(best):
+        if (item := items.get(seq)) is None:
+            continue  # not looked at, or deleted meanwhile
+        before = [int(at) for at in alike[alike[:, 1] == place, 0] if at in chosen]
+        words = set(tokenize(item.content)) if before else set()
+        of = next((at for at in before if set(tokenize(items[best[at]].content)) == words), None)
+        if of is not None:
+            twins[place] = of
+        elif len(chosen) < count:  # once it is full, twins of the chosen may still follow
+            chosen.append(place)
+    return chosen, twins
 
 
 def _hit(item: Item, score: float, why: dict[str, float]) -> Hit:

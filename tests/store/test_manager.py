@@ -185,6 +185,25 @@ def test_another_model_is_refused(opened):
         opened(embedder=BagEmbedder(dim=32))
 
 
+def test_a_newer_statement_stands_before_the_one_it_replaces(opened):
+    titans = opened()
+    said = {"speaker": "Ann"}
+    (old,) = titans.add_documents(["the next meeting of the board is on Thursday"], [said], times=1)
+    (new,) = titans.add_documents(["the next meeting of the board is on Friday now"], [said], times=2)
+    titans.add_documents(DOGS, times=3)
+    first, second = titans.query("next meeting of the board on Thursday", 2)
+    assert (first["id"], second["id"]) == (new, old)
+    assert first["replaces"] == [old] and second["replaced_by"] == new and first["replaced_by"] is None
+    assert titans.query("next meeting of the board on Thursday", 1)[0]["id"] == new
+
+
+def test_what_says_the_same_is_one_hit(opened):
+    titans = opened()
+    ids = titans.add_documents(["The dog is called Bruno!", "the dog is called bruno", "the dog is called Rex"])
+    hits = titans.query("what is the dog called", 5)
+    assert {frozenset([hit["id"], *hit["duplicates"]]) for hit in hits} == {frozenset(ids[:2]), frozenset(ids[2:])}
+
+
 def test_export_and_import(opened, tmp_path):
     titans = opened()
     ids = titans.add_documents(DOGS, [{"n": n} for n in range(4)], times=[1, 2, 3, 4.5])

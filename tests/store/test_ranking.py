@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from memory_titan.store.ranking import Candidates, RankingConfig, around, idf, newer_first, rank
+from memory_titan.store.ranking import Candidates, RankingConfig, around, idf, rank, replacements
 
 NONE = RankingConfig(lexical=0, dense=0, window=0, speaker=0, length=0, neighbours=())
 
@@ -136,19 +136,19 @@ def test_around():
     ("changes", "passes"),
     [
         ({}, True),
-        ({"time": [1.0, 1.0, 3.0]}, False),  # one session
-        ({"time": [2.0, 1.0, 3.0]}, False),  # it is the older
-        ({"speaker": [0, 1, 0]}, False),
+        ({"created": [1.0, 1.0, 3.0]}, False),  # at once
+        ({"speakers": [None, None, None]}, False),  # not as close as that
+        ({"scores": [0.85, 0.9, 0.1]}, True),
+        ({"speakers": ["a", "b", "a"]}, False),
         ({"vectors": [[1, 0], [0, 1], [0, 1]]}, False),  # of something else
         ({"scores": [0.9, 0.7, 0.1]}, False),  # far behind
     ],
 )
-def test_newer_first(changes, passes):
-    usual = {"scores": [0.9, 0.85, 0.1], "vectors": [[1, 0], [0.8, 0.6], [0, 1]], "speaker": [0, 0, 0]}
-    given = {**usual, "time": [1.0, 2.0, 3.0], **changes}
-    scores = newer_first(*(np.array(given[name]) for name in ("scores", "vectors", "speaker", "time")))
-    assert (scores[1] > scores[0]) == passes
-    assert scores[0] == given["scores"][0] and scores[2] == given["scores"][2]
+def test_replacements(changes, passes):
+    usual = {"scores": [0.9, 0.85, 0.1], "vectors": [[1, 0], [0.8, 0.6], [0, 1]], "speakers": ["a", "a", "a"]}
+    given = {**usual, "created": [1.0, 2.0, 3.0], **changes}
+    found = replacements(given["scores"], np.array(given["vectors"]), given["speakers"], given["created"])
+    assert found == ([(1, 0)] if passes else [])
 
 
 @pytest.mark.parametrize("wrong", [{"lexical": -1}, {"dense": math.nan}, {"b": 2}, {"k1": 0}, {"radius": -1}])
