@@ -29,7 +29,7 @@ def store_options(command: Callable[..., Any]) -> Callable[..., Any]:
             default="all-MiniLM-L6-v2",
             show_default=True,
             metavar="MODEL",
-            help="A sentence-transformers model, or MODEL@URL for an OpenAI-compatible endpoint.",
+            help="A sentence-transformers model, MODEL@URL of an OpenAI-compatible endpoint, or module:name.",
         ),
     ]
     for option in reversed(options):
@@ -37,27 +37,18 @@ def store_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def embedder_of(name: str) -> Any:
-    """The embedder that an option names: MODEL, or MODEL@https://..."""
-    from memory_titan.embedders import OpenAIEmbedder, SentenceTransformerEmbedder
-
-    model, at, url = name.partition("@")
-    if at and url.startswith(("http://", "https://")):
-        return OpenAIEmbedder(model, base_url=url)
-    return SentenceTransformerEmbedder(name)
-
-
 def open_store(
     path: Path | None, url: str | None, name: str, embedder: str, must_exist: bool = True, **options: Any
 ) -> Any:
     """The manager of a store; one that is only asked must be there."""
+    from memory_titan.app.embedding import load_embedder
     from memory_titan.store.manager import TitansManager
 
     if (path is None) == (url is None):
         raise Refusal("say where the store is: --path FILE, or --url postgresql://...")
     if path is not None and must_exist and not path.exists():
         raise Refusal(f"there is no store at {path}")
-    return TitansManager(embedder_of(embedder), path=path, url=url, name=name, **options)
+    return TitansManager(load_embedder(embedder), path=path, url=url, name=name, **options)
 
 
 @click.group()
