@@ -13,7 +13,7 @@ from rich.table import Table
 from memory_titan.cli.common import Refusal, plainly, steps
 from memory_titan.cli.store import embedder_of
 
-_PARTS = ["window", "neighbours", "speaker", "length", "lexical", "dense", "names"]
+_PARTS = ["window", "neighbours", "speaker", "length", "lexical", "dense", "names", "recall"]
 
 
 @click.command("store")

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memory_titan.embedders import BaseEmbedder
+from memory_titan.store.config import LongTermMemoryConfig
 from memory_titan.store.manager import TitansManager
 from memory_titan.store.ranking import RankingConfig
 from memory_titan.store.terms import term_ids
@@ -40,7 +41,9 @@ WITHOUT: dict[str, RankingConfig] = {
     "speaker": RankingConfig(speaker=0),
     "length": RankingConfig(length=0),
 }
-NAMES = "names"  # without hiding them from the question's vector
+NAMES = "names"  # not hidden from the question's vector
+RECALL = "recall"  # by the neural memory, into the question's vector
+PARTS = (*WITHOUT, NAMES, RECALL)
 
 
 @dataclass
@@ -184,14 +187,14 @@ def methods(
     Args:
         embedder: a `CachedEmbedder` saves time: every method embeds all turns.
         architectures: of the store; one method each.
-        without: of `WITHOUT` and `NAMES`; one method each, on the first architecture.
+        without: of `PARTS`; one method each, on the first architecture.
 
     Raises:
         ValueError: an architecture or a part that there is not.
     """
-    if not architectures or (unknown := sorted(set(without) - {*WITHOUT, NAMES})):
+    if not architectures or (unknown := sorted(set(without) - set(PARTS))):
         raise ValueError(
-            f"parts to leave out are {', '.join([*WITHOUT, NAMES])}; got {unknown}"
+            f"parts to leave out are {', '.join(PARTS)}; got {unknown}"
             if architectures
             else "name one architecture at least"
         )
@@ -203,7 +206,7 @@ def methods(
     for architecture in architectures:
         found["store" if architecture == first else f"store, {architecture}"] = _store(embedder, architecture)
     for part in without:
-        found[f"store without {part}"] = _store(embedder, first, WITHOUT.get(part), hide_names=part != NAMES)
+        found[f"store without {part}"] = _store(embedder, first, part)
     return found
 
 
@@ -233,12 +236,13 @@ def compare_searches(
     return results
 
 
-def _store(
-    embedder: BaseEmbedder, architecture: str, ranking: RankingConfig | None = None, hide_names: bool = True
-) -> Prepare:
+def _store(embedder: BaseEmbedder, architecture: str, without: str | None = None) -> Prepare:
+    config = LongTermMemoryConfig(recall_weight=0.0) if without == RECALL else LongTermMemoryConfig()
+    options = {"architecture": architecture, "ranking": WITHOUT.get(without or ""), "long_term_config": config}
+
     def prepare(conversation: Conversation) -> Search:
-        asked = embedder if hide_names else _AsAsked(embedder)
-        manager = remember(spoken(conversation), asked, architecture=architecture, ranking=ranking)
+        asked = _AsAsked(embedder) if without == NAMES else embedder
+        manager = remember(spoken(conversation), asked, **options)
 
         def search(question: str, k: int) -> list[str]:
             if isinstance(asked, _AsAsked):

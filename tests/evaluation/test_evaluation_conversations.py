@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from memory_titan.cli import evaluate_store, main
 from memory_titan.evaluation import conversations as module
-from memory_titan.evaluation.conversations import DEEP, WITHOUT, compare_searches, evaluate_search, methods
+from memory_titan.evaluation.conversations import DEEP, PARTS, compare_searches, evaluate_search, methods
 from memory_titan.tasks.conversations import (
     Conversation,
     ConversationTask,
@@ -67,11 +67,11 @@ def test_differences_are_paired():
 
 
 def test_searches_side_by_side():
-    results = compare_searches([SMALL], methods(BagEmbedder(), ("mac", "mag", "mal"), [*WITHOUT, "names"]), k=2)
+    results = compare_searches([SMALL], methods(BagEmbedder(), ("mac", "mag", "mal"), PARTS), k=2)
     assert list(results)[:6] == ["bm25", "dense", "fusion", "store", "store, mag", "store, mal"]
     assert results["store"].recall[0] == 1  # the answer beside the words, by who is asked about
     assert results["bm25"].recall[1] == 1
-    assert all(len(each.recall) == 2 for each in results.values()) and len(results) == 6 + 7
+    assert all(len(each.recall) == 2 for each in results.values()) and len(results) == 6 + 8
 
 
 def test_the_store_is_told_what_an_application_knows():
@@ -84,11 +84,15 @@ def test_the_store_is_told_what_an_application_knows():
 
 def test_each_part_makes_a_difference():
     drawn = [ConversationTask(sessions=4, subjects=4).draw(0, index) for index in range(2)]
-    results = compare_searches(drawn, methods(BagEmbedder(), without=[*WITHOUT, "names"]))
+    results = compare_searches(drawn, methods(BagEmbedder(), without=PARTS))
     found = {name: each.summary()["recall@10"] for name, each in results.items()}
     assert 0 < found["dense"] < found["store"] < 1
-    for part in [*WITHOUT, "names"]:
+    for part in PARTS:
         assert results[f"store without {part}"].first != results["store"].first, part
+
+
+def test_the_command_knows_all_parts():
+    assert set(sys.modules["memory_titan.cli.evaluate_store"]._PARTS) == set(PARTS)
 
 
 def test_what_cannot_be():
@@ -96,7 +100,7 @@ def test_what_cannot_be():
         evaluate_search([SMALL], fixed(), k=0)
     with pytest.raises(ValueError, match="no questions"):
         evaluate_search([], fixed()).summary()
-    with pytest.raises(ValueError, match=r"neighbours, speaker, length, names; got \['luck'\]"):
+    with pytest.raises(ValueError, match=r"neighbours, speaker, length, names, recall; got \['luck'\]"):
         methods(BagEmbedder(), without=["luck"])
 
 

@@ -6,8 +6,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from memory_titan.evaluation import keeping as module
 from memory_titan.evaluation.conversations import spoken
-from memory_titan.evaluation.keeping import ALL, RULES, SURPRISE, Stream, evaluate_keeping, keep, longest, newest
+from memory_titan.evaluation.keeping import (
+    ALL,
+    RULES,
+    SURPRISE,
+    Seen,
+    Stream,
+    evaluate_keeping,
+    keep,
+    longest,
+    newest,
+)
 from memory_titan.tasks.conversations import Conversation, Question, Session, Turn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "store"))
@@ -73,6 +84,36 @@ def test_simple_rules_keep_what_they_say():
     assert min(len(TEXTS[i]) for i in held) >= max(len(TEXTS[i]) for i in out)
     first, second, again = (keep(stream(), "random", RULES["random"], 0.3, BAG, seed).tolist() for seed in (0, 1, 0))
     assert first == again != second
+
+
+def test_what_the_rules_value():
+    vectors = np.array([[1, 0], [0.8, 0.6], [0, 1]], np.float32)
+    seen = Seen(vectors, np.array([2, 4, 8]), [["a"], ["a", "b"], []], np.zeros(3))
+    for item in range(3):
+        seen.read(item, list(range(item)))
+    held = np.arange(3)
+    assert seen.novelty == pytest.approx([1, 0.2, 0.4])
+    assert RULES["spread"](seen, held) == pytest.approx([-0.8, -0.8, -0.6])
+    mass = np.array([np.log(4 / 2.5), np.log(4 / 2.5) + np.log(4 / 1.5), 0])
+    assert RULES["idf_mass"](seen, held) == pytest.approx(mass)
+    assert RULES["idf_a_byte"](seen, held) == pytest.approx(mass / [2, 4, 8])
+    assert RULES["idf_novel"](seen, held) == pytest.approx(mass * [1, 0.2, 0.4])
+
+
+def test_the_search_holds_exactly_what_a_rule_does(monkeypatch):
+    turns = tuple(Turn(f"t{n}", "Eve", FILLER[n % 4]) for n in range(600))  # more than the window, and all of it known
+    long = Conversation("c", (Session("s", turns),), (Question("How are you?", ("t9",)),))
+    managers = []
+
+    class Recording(module.TitansManager):
+        def query(self, *arguments, **options):
+            managers.append(sorted(record["id"] for record in self.get([turn.id for turn in turns])))
+            return super().query(*arguments, **options)
+
+    monkeypatch.setattr("memory_titan.evaluation.conversations.TitansManager", Recording)
+    results([ALL, "newest"], long, budget=0.5)
+    held = keep(Stream(spoken(long), BAG.encode([turn.text for turn in turns])), "newest", newest, 0.5, BAG)
+    assert managers == [sorted(turn.id for turn in turns), sorted(f"t{n}" for n in held)]
 
 
 def test_only_what_is_held_is_found():
