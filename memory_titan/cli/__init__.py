@@ -29,6 +29,7 @@ from memory_titan.cli.data import data
 from memory_titan.cli.data_suites import babilong_data, lm_eval_data, ruler_data
 from memory_titan.cli.diagnose import diagnose
 from memory_titan.cli.evaluate_mag import code, needle
+from memory_titan.cli.evaluate_store import evaluate_store
 from memory_titan.cli.evaluate_suites import babilong, lm_eval, ruler
 from memory_titan.cli.serve import mcp, serve
 from memory_titan.cli.store import store
@@ -358,6 +359,7 @@ main.add_command(mcp)
 evaluate.add_command(answers)
 evaluate.add_command(needle)
 evaluate.add_command(code)
+evaluate.add_command(evaluate_store)
 for command in (ruler, babilong, lm_eval):
     evaluate.add_command(command)
 for command in (ruler_data, babilong_data, lm_eval_data):

@@ -1,42 +1,49 @@
 """Evidence recall: of the turns that answer a question, how many stand among the first k that a search returns.
 
     conversation --prepare--> search --question, k--> turn ids      recall at k, reciprocal rank
-    bm25        FTS5's own order, text and speaker
-    dense       cosines of vectors
+    bm25        BM25 over speaker and text
+    dense       cosines with the question as it stands
     fusion      both, scaled to 0..1 within the conversation, in equal parts
-    ranking     `store.ranking`
+    store       a `TitansManager` that was told every turn, asked by `query`
 
-A search sees one conversation at a time. `runs/conversations.py` prints these side by side.
+A search sees one conversation at a time. `memory-titan evaluate store` prints these side by side.
 """
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from memory_titan.store.lexical import (
-    SCHEMA,
-    VOCABULARY,
-    Stemmer,
-    match,
-    postings,
-    query_words,
-    speakers_named,
-    without_names,
-)
-from memory_titan.store.ranking import Candidates, RankingConfig, idf, rank
-from memory_titan.tasks.conversations import Conversation, Question
+from memory_titan.embedders import BaseEmbedder
+from memory_titan.store.config import LongTermMemoryConfig
+from memory_titan.store.manager import TitansManager
+from memory_titan.store.ranking import RankingConfig
+from memory_titan.store.terms import term_ids
+from memory_titan.store.words import WordIndex
+from memory_titan.tasks.conversations import Conversation, Question, Turn
 
 Floats = NDArray[np.float64]
-Embed = Callable[[Sequence[str]], NDArray[np.floating]]  # n texts -> [n, dims], rows of length 1
 Search = Callable[[str, int], Sequence[str]]  # (question, k) -> ids of turns, best first
 Prepare = Callable[[Conversation], Search]
 
-_DEEP = 1000  # turns that a search returns for the reciprocal rank
+DEEP = 100  # turns that the reciprocal rank looks at
+DRAWS = 1000  # of the bootstrap
+ROOM = 100_000  # items of the long-term memory: more than any conversation has
+WITHOUT: dict[str, RankingConfig] = {
+    "lexical": RankingConfig(lexical=0),
+    "dense": RankingConfig(dense=0),
+    "window": RankingConfig(window=0),
+    "neighbours": RankingConfig(neighbours=()),
+    "speaker": RankingConfig(speaker=0),
+    "length": RankingConfig(length=0),
+}
+NAMES = "names"  # not hidden from the question's vector
+RECALL = "recall"  # by the neural memory, into the question's vector
+PARTS = (*WITHOUT, NAMES, RECALL)
 
 
 @dataclass
@@ -45,32 +52,66 @@ class RecallAtK:
 
     k: int
     recall: list[float] = field(default_factory=list)  # share of the evidence among the first k
-    first: list[float] = field(default_factory=list)  # 1 / rank of the best evidence; 0: not found
+    first: list[float] = field(default_factory=list)  # 1 / rank of the best evidence; 0: not among the first `DEEP`
     current: list[bool] = field(default_factory=list)  # of questions with stale turns: evidence stands before them all
+    category: list[str | None] = field(default_factory=list)  # of the question
 
-    def summary(self, draws: int = 1000) -> dict[str, float]:
+    def summary(self, draws: int = DRAWS) -> dict[str, float]:
         """Means over questions; the recall with its 95% interval, by bootstrap over questions.
 
         Raises:
             ValueError: no question was asked.
         """
-        if not self.recall:
-            raise ValueError("there are no questions to average over")
         recall = np.array(self.recall)
-        rows = np.random.default_rng(0).integers(0, len(recall), (draws, len(recall)))
-        low, high = np.percentile(recall[rows].mean(1), [2.5, 97.5])
+        low, high = interval(recall, draws)
         result = {
             "questions": float(len(recall)),
             f"recall@{self.k}": float(recall.mean()),
-            "low": float(low),
-            "high": float(high),
+            "low": low,
+            "high": high,
             "mrr": float(np.mean(self.first)),
         }
         return result | ({"current_first": float(np.mean(self.current))} if self.current else {})
 
+    def by_category(self) -> dict[str, dict[str, float]]:
+        """Number of questions and mean recall of each category, where questions have any."""
+        groups: dict[str, list[float]] = {}
+        for name, recall in zip(self.category, self.recall, strict=True):
+            if name is not None:
+                groups.setdefault(name, []).append(recall)
+        return {
+            name: {"questions": float(len(groups[name])), f"recall@{self.k}": float(np.mean(groups[name]))}
+            for name in sorted(groups)
+        }
+
+    def difference(self, other: RecallAtK, draws: int = DRAWS) -> dict[str, float]:
+        """This recall less another's on the same questions: mean, and its 95% interval by bootstrap over questions.
+
+        Raises:
+            ValueError: not as many questions, or none.
+        """
+        if len(self.recall) != len(other.recall):
+            raise ValueError(f"the same questions are compared; got {len(self.recall)} and {len(other.recall)}")
+        each = np.array(self.recall) - np.array(other.recall)
+        low, high = interval(each, draws)
+        return {"difference": float(each.mean()), "low": low, "high": high}
+
+
+def interval(values: Floats, draws: int = DRAWS, seed: int = 0) -> tuple[float, float]:
+    """The middle 95% of the mean of values drawn again with replacement.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if not len(values):
+        raise ValueError("there are no questions to average over")
+    rows = np.random.default_rng(seed).integers(0, len(values), (draws, len(values)))
+    low, high = np.percentile(values[rows].mean(1), [2.5, 97.5])
+    return float(low), float(high)
+
 
 def evaluate_search(conversations: Iterable[Conversation], prepare: Prepare, k: int = 10) -> RecallAtK:
-    """Ask all questions of all conversations.
+    """Ask all questions of all conversations, each twice: for the first k, and for the first `DEEP`.
 
     Args:
         conversations: each is searched on its own.
@@ -84,131 +125,176 @@ def evaluate_search(conversations: Iterable[Conversation], prepare: Prepare, k: 
         raise ValueError(f"k must be at least 1; got {k}")
     result = RecallAtK(k)
     for conversation in conversations:
-        _ask_all(result, conversation, prepare(conversation))
+        search = prepare(conversation)
+        for question in conversation.questions:
+            # a search may look at more candidates when more is wanted; recall is of what whoever asks for k gets
+            first = search(question.question, k)
+            deep = first if k >= DEEP else search(question.question, DEEP)
+            _judge(result, question, first, deep)
     return result
 
 
-def _ask_all(result: RecallAtK, conversation: Conversation, search: Search) -> None:
-    for question in conversation.questions:
-        _judge(result, question, list(search(question.question, max(result.k, _DEEP))))
-
-
-def _judge(result: RecallAtK, question: Question, found: list[str]) -> None:
+def _judge(result: RecallAtK, question: Question, first: Sequence[str], deep: Sequence[str]) -> None:
     evidence = set(question.evidence)
-    result.recall.append(len(evidence.intersection(found[: result.k])) / len(evidence))
-    ranks = {turn: place for place, turn in enumerate(found, 1)}
+    result.recall.append(len(evidence.intersection(first[: result.k])) / len(evidence))
+    ranks = {turn: place for place, turn in enumerate(deep[: max(result.k, DEEP)], 1)}
     best = min((ranks[turn] for turn in evidence if turn in ranks), default=0)
     result.first.append(1 / best if best else 0.0)
+    result.category.append(question.category)
     if question.stale:
-        result.current.append(0 < best <= min(ranks.get(turn, len(found) + 1) for turn in question.stale))
+        result.current.append(0 < best <= min(ranks.get(turn, len(ranks) + 1) for turn in question.stale))
 
 
-class IndexedConversation:
-    """A conversation's index and vectors, made once for all searches below.
+def spoken(conversation: Conversation) -> list[tuple[str, str | None, Turn]]:
+    """Session, time and turn of each turn that says something, oldest first."""
+    return [
+        (session.id, turn.time or session.time, turn)
+        for session in conversation.sessions
+        for turn in session.turns
+        if turn.text.strip()
+    ]
+
+
+def remember(turns: Sequence[tuple[str, str | None, Turn]], embedder: BaseEmbedder, **options: Any) -> TitansManager:
+    """A store in memory that was told these turns, as an application would: text, speaker, session, time.
 
     Args:
-        conversation: what is searched.
-        embed: makes vectors; None: only `bm25`, and `ranking` without vectors.
-        stemmer: shared among conversations.
+        turns: as `spoken` gives them.
+        embedder: of the store.
+        options: of `TitansManager`; by default a long-term memory that nothing leaves for want of room.
     """
+    manager = TitansManager(embedder, **{"long_term_size": ROOM, **options})
+    add_turns(manager, turns)
+    return manager
 
-    def __init__(self, conversation: Conversation, embed: Embed | None, stemmer: Stemmer) -> None:
-        self.embed, self.stemmer = embed, stemmer
-        turns = list(conversation.turns())
-        self.ids = [turn.id for turn in turns]
-        self.speakers = [turn.speaker for turn in turns]
-        self.session = np.repeat(np.arange(len(conversation.sessions)), [len(s.turns) for s in conversation.sessions])
-        self.position = np.concatenate([np.arange(0), *(np.arange(len(s.turns)) for s in conversation.sessions)])
-        self.words = np.array([len(turn.text.split()) for turn in turns], dtype=np.float64)
-        self.vectors = None if embed is None else np.asarray(embed([turn.text for turn in turns]), np.float64)
-        self._asked: dict[str, Floats] = {}
-        self.db = sqlite3.connect(":memory:")
-        for statement in (SCHEMA, VOCABULARY):
-            self.db.execute(statement.format(table="turns"))
-        rows = [(row, turn.text, turn.speaker) for row, turn in enumerate(turns)]
-        self.db.executemany("INSERT INTO turns(rowid, text, speaker) VALUES (?, ?, ?)", rows)
+
+def add_turns(manager: TitansManager, turns: Sequence[tuple[str, str | None, Turn]]) -> None:
+    """Tell a store these turns."""
+    manager.add_documents(
+        [turn.text for _, _, turn in turns],
+        [{"speaker": turn.speaker} if turn.speaker else {} for _, _, turn in turns],
+        ids=[turn.id for _, _, turn in turns],
+        times=[time for _, time, _ in turns],  # type: ignore[misc]  # None: now
+        session=[session for session, _, _ in turns],
+    )
+
+
+def methods(
+    embedder: BaseEmbedder, architectures: Sequence[str] = ("mac",), without: Sequence[str] = ()
+) -> dict[str, Prepare]:
+    """What `compare_searches` compares, by name: the three plain searches, the store, the store without its parts.
+
+    Args:
+        embedder: a `CachedEmbedder` saves time: every method embeds all turns.
+        architectures: of the store; one method each.
+        without: of `PARTS`; one method each, on the first architecture.
+
+    Raises:
+        ValueError: an architecture or a part that there is not.
+    """
+    if not architectures or (unknown := sorted(set(without) - set(PARTS))):
+        raise ValueError(
+            f"parts to leave out are {', '.join(PARTS)}; got {unknown}"
+            if architectures
+            else "name one architecture at least"
+        )
+    found: dict[str, Prepare] = {
+        name: lambda conversation, score=score: _Plain(conversation, embedder).search(score)  # type: ignore[misc]
+        for name, score in (("bm25", _Plain.bm25), ("dense", _Plain.dense), ("fusion", _Plain.fusion))
+    }
+    first = architectures[0]
+    for architecture in architectures:
+        found["store" if architecture == first else f"store, {architecture}"] = _store(embedder, architecture)
+    for part in without:
+        found[f"store without {part}"] = _store(embedder, first, part)
+    return found
+
+
+def compare_searches(
+    conversations: Iterable[Conversation],
+    prepared: Mapping[str, Prepare],
+    k: int = 10,
+    on_step: Callable[[str], object] = lambda name: None,
+) -> dict[str, RecallAtK]:
+    """Several searches side by side.
+
+    Args:
+        conversations: each is searched on its own.
+        prepared: by name, as `methods` makes them.
+        k: turns that count.
+        on_step: called with a method's name after each conversation.
+    """
+    given, results = list(conversations), {}
+    for name, prepare in prepared.items():
+
+        def told(conversation: Conversation, name: str = name, prepare: Prepare = prepare) -> Search:
+            search = prepare(conversation)
+            on_step(name)
+            return search
+
+        results[name] = evaluate_search(given, told, k)
+    return results
+
+
+def _store(embedder: BaseEmbedder, architecture: str, without: str | None = None) -> Prepare:
+    config = LongTermMemoryConfig(recall_weight=0.0) if without == RECALL else LongTermMemoryConfig()
+    options = {"architecture": architecture, "ranking": WITHOUT.get(without or ""), "long_term_config": config}
+
+    def prepare(conversation: Conversation) -> Search:
+        asked = _AsAsked(embedder) if without == NAMES else embedder
+        manager = remember(spoken(conversation), asked, **options)
+
+        def search(question: str, k: int) -> list[str]:
+            if isinstance(asked, _AsAsked):
+                asked.question = question
+            return [hit["id"] for hit in manager.query(question, k)]
+
+        return search
+
+    return prepare
+
+
+class _AsAsked(BaseEmbedder):
+    """Embeds the question as it was asked, whatever the store made of it."""
+
+    def __init__(self, embedder: BaseEmbedder) -> None:
+        self.embedder, self.question = embedder, ""
+        self.name = embedder.name
+
+    def embed(self, texts: list[str]) -> Any:
+        return self.embedder.encode(texts)
+
+    def embed_query(self, text: str) -> Any:
+        return self.embedder.encode_query(self.question or text)
+
+
+class _Plain:
+    """A conversation's words and vectors."""
+
+    def __init__(self, conversation: Conversation, embedder: BaseEmbedder) -> None:
+        self.embedder = embedder
+        self.turns = [turn for _, _, turn in spoken(conversation)]
+        self.words, self.rows = WordIndex(), np.arange(len(self.turns))
+        self.words.add(self.rows, [term_ids(f"{turn.speaker} {turn.text}") for turn in self.turns])
+        self.vectors = embedder.encode([turn.text for turn in self.turns])
 
     def bm25(self, question: str) -> Floats:
-        """`[n]`, FTS5's bm25 with its sign turned; 0 where no word stands."""
-        scores, expression = np.zeros(len(self.ids)), match(query_words(question))
-        if expression:
-            for row, score in self.db.execute(
-                "SELECT rowid, bm25(turns) FROM turns WHERE turns MATCH ?", (expression,)
-            ):
-                scores[row] = -score
-        return scores
+        """`[n]`; 0 where no word stands."""
+        return self.words.scores(np.unique(term_ids(question)), self.rows)
 
     def dense(self, question: str) -> Floats:
-        """`[n]`, cosines with the question as it stands."""
-        if self.embed is None or self.vectors is None:
-            raise ValueError("a dense search needs vectors; give embed")
-        if question not in self._asked:
-            self._asked[question] = np.asarray(self.vectors @ np.asarray(self.embed([question]), np.float64)[0])
-        return self._asked[question]
+        """`[n]`, cosines."""
+        return np.asarray(self.vectors @ self.embedder.encode_query(question), np.float64)
 
     def fusion(self, question: str) -> Floats:
         """`[n]`, both in equal parts."""
         return _unit(self.bm25(question)) + _unit(self.dense(question))
 
-    def ranking(self, question: str, config: RankingConfig | None = None) -> Floats:
-        """`[n]`, by `store.ranking`."""
-        n, speakers = len(self.ids), set(self.speakers)
-        found = postings(self.db, "turns", self.stemmer(query_words(question)))
-        counts = np.zeros((len(found), n))
-        for row, (items, times) in zip(counts, found, strict=True):
-            row[items] = times
-        named = speakers_named(question, speakers)
-        candidates = Candidates(
-            session=self.session,
-            position=self.position,
-            words=self.words,
-            counts=counts,
-            idf=idf(n, [len(items) for items, _ in found]),
-            mean_words=float(self.words.mean()),
-            dense=None if self.embed is None else self.dense(without_names(question, speakers)),
-            named=np.array([speaker in named for speaker in self.speakers]),
-        )
-        return rank(candidates, config).scores
+    def search(self, score: Callable[[_Plain, str], Floats]) -> Search:
+        def search(question: str, k: int) -> list[str]:
+            return [self.turns[row].id for row in np.argsort(-score(self, question), kind="stable")[:k]]
 
-
-METHODS: dict[str, Callable[[IndexedConversation, str], Floats]] = {
-    "bm25": IndexedConversation.bm25,
-    "dense": IndexedConversation.dense,
-    "fusion": IndexedConversation.fusion,
-    "ranking": IndexedConversation.ranking,
-}
-
-
-def compare_searches(
-    conversations: Iterable[Conversation], embed: Embed | None = None, k: int = 10, config: RankingConfig | None = None
-) -> dict[str, RecallAtK]:
-    """All of `METHODS` side by side, each conversation indexed once.
-
-    Args:
-        conversations: each is searched on its own.
-        embed: makes vectors; None: the methods that need none.
-        k: turns that count.
-        config: of the ranking.
-    """
-    if k < 1:
-        raise ValueError(f"k must be at least 1; got {k}")
-    methods = {**METHODS, "ranking": lambda indexed, question: indexed.ranking(question, config)}
-    if embed is None:
-        methods = {name: methods[name] for name in ("bm25", "ranking")}
-    results, stemmer = {name: RecallAtK(k) for name in methods}, Stemmer()
-    for conversation in conversations:
-        indexed = IndexedConversation(conversation, embed, stemmer)
-        for name, method in methods.items():
-            _ask_all(results[name], conversation, _search(indexed, method))
-    return results
-
-
-def _search(indexed: IndexedConversation, method: Callable[[IndexedConversation, str], Floats]) -> Search:
-    def search(question: str, k: int) -> list[str]:
-        order = np.argsort(-method(indexed, question), kind="stable")[:k]
-        return [indexed.ids[row] for row in order]
-
-    return search
+        return search
 
 
 def _unit(x: Floats) -> Floats:

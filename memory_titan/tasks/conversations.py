@@ -58,6 +58,7 @@ class Question:
     evidence: tuple[str, ...]  # ids of the turns that answer it
     answers: tuple[str, ...] = ()  # any of them is right
     stale: tuple[str, ...] = ()  # ids of turns that once answered it, until the evidence said otherwise
+    category: str | None = None  # kind of question, where a set has kinds
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Conversation:
         return (turn for session in self.sessions for turn in session.turns)
 
     def to_json(self) -> str:
-        """One line of JSON; times and stale turns only where there are any."""
+        """One line of JSON; times, stale turns and categories only where there are any."""
         sessions = [
             {"id": each.id, "turns": [_kept(vars(turn)) for turn in each.turns], **_kept({"time": each.time})}
             for each in self.sessions
@@ -81,6 +82,7 @@ class Conversation:
         questions = [
             {"question": each.question, "evidence": list(each.evidence), "answers": list(each.answers)}
             | ({"stale": list(each.stale)} if each.stale else {})
+            | _kept({"category": each.category})
             for each in self.questions
         ]
         return json.dumps({"id": self.id, "sessions": sessions, "questions": questions}, ensure_ascii=False)
@@ -99,7 +101,13 @@ class Conversation:
                 for s in data["sessions"]
             )
             questions = tuple(
-                Question(_text(q["question"]), *(_texts(q.get(k, [])) for k in ("evidence", "answers", "stale")))
+                Question(
+                    _text(q["question"]),
+                    evidence=_texts(q.get("evidence", [])),
+                    answers=_texts(q.get("answers", [])),
+                    stale=_texts(q.get("stale", [])),
+                    category=_optional(q.get("category")),
+                )
                 for q in data["questions"]
             )
             conversation = cls(_text(data["id"]), sessions, questions)

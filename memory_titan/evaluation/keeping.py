@@ -1,0 +1,295 @@
+"""What a store should keep: rules compared by how much evidence a search finds in what they kept.
+
+    results = evaluate_keeping(conversations, embedder, budget=0.25, k=10)
+
+Every rule reads the same turns in order, may hold a share of the bytes of all texts, and lets the turn of least value
+go whenever it holds more. It sees no question. What is held at the end is searched by the store's own search, the same
+for all rules: a `TitansManager` that was told every turn, admitted each, and then forgot what the rule does not hold. A
+question's recall is the share of its evidence among the first k; `kept` is the share that is held at all.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memory_titan.embedders import BaseEmbedder
+from memory_titan.evaluation.conversations import ROOM, add_turns, interval, remember, spoken
+from memory_titan.store.config import LongTermMemoryConfig
+from memory_titan.store.item import LONG
+from memory_titan.store.manager import TitansManager
+from memory_titan.store.wording import weighted_terms
+from memory_titan.tasks.conversations import Conversation, Turn
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+PIECE = 64  # turns that come between two decisions of the store
+
+
+@dataclass
+class Stream:
+    """Turns in order.
+
+    Attributes:
+        turns: session, time and turn of each, n of them, none without words.
+        vectors: `[n, dim]`, float32, unit embeddings of their texts.
+    """
+
+    turns: Sequence[tuple[str, str | None, Turn]]
+    vectors: NDArray[np.float32]
+    sizes: Ints = field(init=False)  # [n], bytes of each text
+
+    def __post_init__(self) -> None:
+        if len(self.turns) != len(self.vectors):
+            raise ValueError(f"{len(self.turns)} turns, but {len(self.vectors)} vectors")
+        self.sizes = np.array([len(turn.text.encode()) for _, _, turn in self.turns], np.int64)
+
+    def limit(self, budget: float) -> int:
+        """Bytes that a share of all is."""
+        return max(int(budget * self.sizes.sum()), 1)
+
+
+@dataclass
+class Seen:
+    """What a rule may know of a stream so far: what is held, and sums over what came.
+
+    Attributes:
+        vectors: `[n, dim]`; a rule looks at those of turns held.
+        sizes: `[n]`, bytes of each text.
+        terms: distinct terms of each text.
+        counts: in how many turns so far each term came.
+        items: how many came.
+        novelty: `[n]`, of each turn so far 1 - its largest cosine with a turn held when it came.
+        luck: `[n]`, a number drawn for each turn.
+    """
+
+    vectors: NDArray[np.float32]
+    sizes: Ints
+    terms: list[list[str]]
+    luck: Floats
+    counts: Counter[str] = field(default_factory=Counter)
+    items: int = 0
+    novelty: Floats = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.novelty = np.ones(len(self.sizes))
+
+    def read(self, item: int, held: Sequence[int]) -> None:
+        """The next turn came."""
+        self.items += 1
+        self.counts.update(self.terms[item])
+        if held:
+            self.novelty[item] = 1 - float((self.vectors[list(held)] @ self.vectors[item]).max())
+
+
+# The values of the turns held, `[held]`; the least goes, of equals the oldest.
+Rule = Callable[[Seen, Ints], Floats]
+
+
+def newest(seen: Seen, held: Ints) -> Floats:
+    """First in, first out; also what "least recently used" is while nobody asks."""
+    return held.astype(np.float64)
+
+
+def random(seen: Seen, held: Ints) -> Floats:
+    """Any, each as likely to be held at the end as any other."""
+    return seen.luck[held]
+
+
+def longest(seen: Seen, held: Ints) -> Floats:
+    """The most bytes."""
+    return seen.sizes[held].astype(np.float64)
+
+
+def novel(seen: Seen, held: Ints) -> Floats:
+    """1 - the largest cosine with what was held when it came."""
+    return seen.novelty[held]
+
+
+def spread(seen: Seen, held: Ints) -> Floats:
+    """k-center: of the nearest pair the older goes, so that what is held lies far apart."""
+    cosines = seen.vectors[held] @ seen.vectors[held].T
+    np.fill_diagonal(cosines, -1.0)
+    return -cosines.max(1).astype(np.float64)
+
+
+def idf_mass(seen: Seen, held: Ints) -> Floats:
+    """The sum of the idf of its distinct terms, by the stream so far."""
+    terms = [seen.terms[item] for item in held]
+    counts = np.array([seen.counts[term] for each in terms for term in each], np.float64)
+    sums = np.concatenate([[0.0], np.cumsum(np.log((seen.items + 1) / (counts + 0.5)))])
+    return np.diff(sums[np.concatenate([[0], np.cumsum([len(each) for each in terms])]).astype(np.int64)])
+
+
+def idf_novel(seen: Seen, held: Ints) -> Floats:
+    """The two together."""
+    return idf_mass(seen, held) * seen.novelty[held]
+
+
+def idf_a_byte(seen: Seen, held: Ints) -> Floats:
+    """The mass for the room it takes."""
+    return idf_mass(seen, held) / np.maximum(seen.sizes[held], 1)
+
+
+SURPRISE = "surprise"  # the store itself, with a budget
+ALL = "everything"  # no budget
+RULES: dict[str, Rule | None] = {
+    "newest": newest,
+    "random": random,
+    "longest": longest,
+    "spread": spread,
+    "novel": novel,
+    "idf_mass": idf_mass,
+    "idf_novel": idf_novel,
+    "idf_a_byte": idf_a_byte,
+    SURPRISE: None,
+    ALL: None,
+}
+
+
+@dataclass(frozen=True)
+class KeepingResult:
+    """Of one rule over all conversations.
+
+    Attributes:
+        rule: its name.
+        recall: mean over questions of the share of evidence found among the first k.
+        low, high: the middle 95% of that mean over questions drawn again.
+        kept: mean over questions of the share of evidence held.
+        items: share of all turns held.
+        recalls: `[questions]`, of each; of a rule that draws, the mean over its draws.
+    """
+
+    rule: str
+    recall: float
+    low: float
+    high: float
+    kept: float
+    items: float
+    recalls: Floats = field(repr=False)
+
+
+def evaluate_keeping(
+    conversations: Sequence[Conversation],
+    embedder: BaseEmbedder,
+    rules: Mapping[str, Rule | None] = RULES,
+    *,
+    budget: float = 0.25,
+    k: int = 10,
+    seed: int = 0,
+    draws: int = 5,
+    on_step: Callable[[str], object] = lambda name: None,
+) -> list[KeepingResult]:
+    """Every rule over every conversation.
+
+    Args:
+        conversations: with one question at least, over all; each is a stream of its own.
+        embedder: of the store; a `CachedEmbedder` saves time.
+        rules: by name; None for the names `SURPRISE` and `ALL`.
+        budget: bytes that may be held, as a share of all, over 0 and at most 1.
+        k: how far down the results a question looks.
+        seed: of the rule that draws.
+        draws: how often it draws.
+        on_step: called with a rule's name when it is done with a conversation.
+
+    Raises:
+        ValueError: no questions, a budget, k or draws out of range, or a rule that is None and not known.
+    """
+    if not 0 < budget <= 1 or k < 1 or draws < 1:
+        raise ValueError(f"budget must be over 0 and at most 1, k and draws at least 1; got {budget}, {k} and {draws}")
+    if not any(conversation.questions for conversation in conversations):
+        raise ValueError("there is no question in any conversation")
+    if unknown := [name for name, rule in rules.items() if rule is None and name not in (SURPRISE, ALL)]:
+        raise ValueError(f"no rule is given for {', '.join(unknown)}")
+    rows: dict[str, list[tuple[Floats, Floats]]] = {name: [] for name in rules}
+    items = dict.fromkeys(rules, 0.0)
+    total = 0
+    for conversation in conversations:
+        turns = spoken(conversation)
+        stream = Stream(turns, embedder.encode([turn.text for _, _, turn in turns]))
+        total += len(turns)
+        for name, rule in rules.items():
+            times = draws if rule is random else 1
+            outcomes = []
+            for each in range(times):
+                held = keep(stream, name, rule, budget, embedder, seed + each)
+                items[name] += len(held) / times
+                outcomes.append(_ask(conversation, stream, held, embedder, k))
+            rows[name].append(tuple(np.mean(outcomes, axis=0)))
+            on_step(name)
+    results = []
+    for name, found in rows.items():
+        recalls, kept = (np.concatenate(each) for each in zip(*found, strict=True))
+        low, high = interval(recalls)
+        results.append(
+            KeepingResult(name, float(recalls.mean()), low, high, float(kept.mean()), items[name] / total, recalls)
+        )
+    return results
+
+
+def keep(stream: Stream, name: str, rule: Rule | None, budget: float, embedder: BaseEmbedder, seed: int = 0) -> Ints:
+    """What a rule holds at the stream's end, `[held]`, ascending. Arguments as in `evaluate_keeping`."""
+    if name == ALL:
+        return np.arange(len(stream.turns))
+    limit = stream.limit(budget)
+    if rule is None:
+        return _by_surprise(stream, limit, embedder)
+    terms = [list(weighted_terms(turn.text)) for _, _, turn in stream.turns]
+    luck = np.random.default_rng(seed).random(len(terms))
+    seen = Seen(stream.vectors, stream.sizes, terms, luck)
+    held: list[int] = []
+    size = 0
+    for item in range(len(terms)):
+        seen.read(item, held)
+        held.append(item)
+        size += int(stream.sizes[item])
+        while size > limit:
+            size -= int(stream.sizes[held.pop(int(np.argmin(rule(seen, np.array(held)))))])
+    return np.array(held, np.int64)
+
+
+def _by_surprise(stream: Stream, limit: int, embedder: BaseEmbedder) -> Ints:
+    """What is in the long-term memory of a store that was told the stream in pieces."""
+    config = LongTermMemoryConfig(max_bytes=limit)
+    with TitansManager(_Keeping(embedder), short_term_size=1, long_term_size=ROOM, long_term_config=config) as manager:
+        for start in range(0, len(stream.turns), PIECE):
+            add_turns(manager, stream.turns[start : start + PIECE])
+            manager.consolidate_memories()
+        held = {item.id for item in manager.backend.get(manager.backend.select(places=LONG))}
+    return np.array([n for n, (_, _, turn) in enumerate(stream.turns) if turn.id in held], np.int64)
+
+
+def _ask(
+    conversation: Conversation, stream: Stream, held: Ints, embedder: BaseEmbedder, k: int
+) -> tuple[Floats, Floats]:
+    """`[questions]` each: the shares of evidence among the first k, and held at all."""
+    ids = {stream.turns[item][2].id for item in held.tolist()}
+    config = LongTermMemoryConfig(surprise_threshold=0.0)  # all is admitted
+    with remember(stream.turns, _Keeping(embedder), long_term_config=config) as manager:
+        if gone := [turn.id for _, _, turn in stream.turns if turn.id not in ids]:
+            manager.forget(gone)
+        recalls, kept = [], []
+        for question in conversation.questions:
+            wanted = set(question.evidence)
+            found = {hit["id"] for hit in manager.query(question.question, k)}
+            recalls.append(len(wanted & found) / len(wanted))
+            kept.append(len(wanted & ids) / len(wanted))
+    return np.array(recalls), np.array(kept)
+
+
+class _Keeping(BaseEmbedder):
+    """An embedder whose cache outlives what a store forgets."""
+
+    def __init__(self, embedder: BaseEmbedder) -> None:
+        self.embedder, self.name = embedder, embedder.name
+
+    def embed(self, texts: list[str]) -> Any:
+        return self.embedder.encode(texts)
+
+    def embed_query(self, text: str) -> Any:
+        return self.embedder.encode_query(text)
