@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.table import Table
 
 from memory_titan.cli.common import Refusal, plainly, steps
-from memory_titan.cli.store import embedder_of
 
 _PARTS = ["window", "neighbours", "speaker", "length", "lexical", "dense", "names", "recall"]
 
@@ -65,7 +64,9 @@ def evaluate_store(
     }
     if not about["questions"]:
         raise Refusal("there is no question whose evidence is in the conversations")
-    vectors = CachedEmbedder(embedder_of(embedder), path=cache)
+    from memory_titan.app.embedding import load_embedder
+
+    vectors = CachedEmbedder(load_embedder(embedder), path=cache)
     if budgets:
         found = {f"{share:g}": _keeping(conversations, vectors, share, rules, k, seed) for share in budgets}
         if as_json:

@@ -2,11 +2,11 @@
 
 import json
 import sys
-from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from bag import BagEmbedder
 from memory_titan.cli import evaluate_store, main
 from memory_titan.evaluation import conversations as module
 from memory_titan.evaluation.conversations import DEEP, PARTS, compare_searches, evaluate_search, methods
@@ -18,9 +18,6 @@ from memory_titan.tasks.conversations import (
     Turn,
     write_conversations,
 )
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "store"))
-from bag import BagEmbedder
 
 TEXTS = ["Where do you live now?", "In York, by the river.", "I slept badly.", "Leeds was loud.", "Hi Ann!", "  "]
 TURNS = tuple(Turn(f"t{n}", ("Bob", "Ann")[n % 2], text) for n, text in enumerate(TEXTS))
@@ -108,9 +105,9 @@ def test_what_cannot_be():
 
 
 @pytest.fixture
-def run(monkeypatch):
-    monkeypatch.setattr(sys.modules["memory_titan.cli.evaluate_store"], "embedder_of", lambda name: BagEmbedder())
-    return lambda *arguments: CliRunner().invoke(main, ["evaluate", "store", *map(str, arguments)])
+def run():
+    command = ["evaluate", "store", "--embedder", "bag:BagEmbedder"]
+    return lambda *arguments: CliRunner().invoke(main, [*command, *map(str, arguments)])
 
 
 def test_the_command_compares_searches(run, tmp_path):

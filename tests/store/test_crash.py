@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 @pytest.mark.parametrize("cycles", [8, pytest.param(200, marks=pytest.mark.slow)])
 def test_killed_again_and_again(tmp_path, cycles):
     command = [sys.executable, str(HERE / "crash_cycles.py"), str(tmp_path / "a.memory"), str(cycles), "1"]
-    paths = os.pathsep.join([str(HERE), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
+    paths = os.pathsep.join([str(HERE.parent), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=1200, env={**os.environ, "PYTHONPATH": paths}
     )
