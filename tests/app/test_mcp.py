@@ -15,7 +15,7 @@ from memory_titan.app.mcp_server import create_server
 from memory_titan.cli import main
 
 ROOT = Path(__file__).parents[2]
-PATHS = os.pathsep.join([str(ROOT), str(ROOT / "tests/store")])
+PATHS = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
 
 
 @pytest.fixture

@@ -85,7 +85,7 @@ def test_the_real_service(tmp_path):
     """One process, from its start to its end: starting it is what takes long."""
     keys = tmp_path / "keys.json"
     keys.write_text(json.dumps({"acme": [KEY, "second-key-of-acme-0123"], "other": "a-key-of-other-0123456789"}))
-    paths = [str(ROOT), str(ROOT / "tests/store"), str(ROOT / "tests/app")]
+    paths = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/app")]
     process = subprocess.Popen(
         [sys.executable, "-m", "memory_titan", "serve", "--folder", str(tmp_path / "stores"), "--keys", str(keys),
          "--port", "0", "--embedder", "slow_bag:SlowBag"],

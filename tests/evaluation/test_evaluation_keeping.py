@@ -1,11 +1,9 @@
 """Rules for keeping, compared: on a tiny stream whose answers can be worked out."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
+from bag import BagEmbedder
 from memory_titan.evaluation import keeping as module
 from memory_titan.evaluation.conversations import spoken
 from memory_titan.evaluation.keeping import (
@@ -20,9 +18,6 @@ from memory_titan.evaluation.keeping import (
     newest,
 )
 from memory_titan.tasks.conversations import Conversation, Question, Session, Turn
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "store"))
-from bag import BagEmbedder
 
 BAG = BagEmbedder()
 FACTS = ["Anna moved to Turku in 2019", "Boris sold 3 boats", "Carla adopted Rufus in May", "Dmitri plays the oboe"]
