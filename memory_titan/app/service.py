@@ -35,6 +35,7 @@ from memory_titan.store.errors import (
     EmbedderMismatchError,
     StoreError,
     StoreFileError,
+    StoreFullError,
     StoreLockedError,
     StoreReadOnlyError,
 )
@@ -274,6 +275,8 @@ def _checked(check: Callable[..., None], *values: Any) -> None:
 def _store_refused(error: StoreError) -> RefusedError:
     if type(error) in STORE_ERRORS:
         status, sentence = STORE_ERRORS[type(error)]
+    elif isinstance(error, StoreFullError):
+        status, sentence = 409, str(error).partition(".")[0]
     elif "erase()" in str(error):
         status, sentence = (
             409,

@@ -310,7 +310,7 @@ def test_tenants_never_meet(shared, steps):
         ("documents", {"documents": "a", "times": "tomorrow"}, 422, "ISO 8601"),
         ("documents", {"documents": "a", "times": True}, 422, "times"),
         ("documents", {"documents": "a", "memory_type": "medium"}, 422, "memory_type"),
-        ("documents", {"documents": ["a"] * 65, "memory_type": "persistent"}, 400, "do not fit"),
+        ("documents", {"documents": ["a"] * 65, "memory_type": "persistent"}, 409, "do not fit"),
         ("query", {"query": ""}, 422, "empty"),
         ("query", {"query": "x" * 10_001}, 422, "at most 10000"),
         ("query", {"query": "a", "top_k": 0}, 422, "top_k"),

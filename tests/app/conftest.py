@@ -1,1 +1,0 @@
-"""The store's embedder for tests is for these tests too."""
