@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Sequence, Set
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -145,6 +145,14 @@ class Backend(Protocol):
     @property
     def file_bytes(self) -> int:
         """Of the files on disk."""
+
+
+@runtime_checkable
+class KnowsWordings(Protocol):
+    """A backend that finds items by their whole wording, at once."""
+
+    def same_words(self, items: Sequence[Item]) -> list[Seqs]:
+        """Of each item, seqs of those that have the same words, in whatever order and number."""
 
 
 def open_backend(

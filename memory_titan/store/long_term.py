@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from memory_titan.store.backend import Backend
+from memory_titan.store.backend import Backend, KnowsWordings
 from memory_titan.store.config import LongTermMemoryConfig
 from memory_titan.store.item import LONG, PENDING, Item, Report, Vector
 from memory_titan.store.keeping import Keeper
@@ -23,6 +23,7 @@ from memory_titan.store.surprise import TWIN, impression, novelties
 
 CHECKPOINT = 1024  # vectors in the log after which the weights are written down
 HORIZON = 8192  # newest items that the weights are made of anew after something was forgotten
+ALIKE = 256  # newest items of the same words that a new one is compared with
 NOTHING = {"offered": 0, "admitted": 0, "evicted": 0, "forgotten": 0}
 STATE = "neural"  # name of the checkpoint among the blobs
 
@@ -104,15 +105,20 @@ class LongTermMemory:
 
     def _twins(self, items: list[Item], vectors: Vector) -> list[bool]:
         """Whether each item says, in the same words, what an item before it says that is held."""
-        cosines = np.tril(vectors @ vectors.T, -1)
-        found = []
-        for item, row in zip(items, cosines, strict=True):
-            terms = set(item.terms.tolist())
-            here = [items[at] for at in np.flatnonzero(row >= TWIN)]
+        cosines = np.tril(vectors @ vectors.T, -1) >= TWIN
+        terms = [set(item.terms.tolist()) for item in items]
+        found = [any(terms[at] == terms[n] for at in np.flatnonzero(row)) for n, row in enumerate(cosines)]
+        if isinstance(self.backend, KnowsWordings):
+            for n, others in enumerate(self.backend.same_words(items)):
+                before = others[others < items[n].seq][-ALIKE:]
+                if len(before) and not found[n]:
+                    found[n] = bool((self.backend.vectors_of(before) @ vectors[n] >= TWIN).any())
+            return found
+        for n, item in enumerate(items):
             seqs, nearest = self.backend.dense(item.vector, 4)
             others = [seq for seq, cosine in zip(seqs.tolist(), nearest.tolist(), strict=True) if cosine >= TWIN]
-            here += self.backend.get([seq for seq in others if seq < item.seq], full=True) if others else []
-            found.append(any(set(other.terms.tolist()) == terms for other in here))
+            held = self.backend.get([seq for seq in others if seq < item.seq], full=True) if others else []
+            found[n] = found[n] or any(set(other.terms.tolist()) == terms[n] for other in held)
         return found
 
     def _evict(self, report: Report) -> None:

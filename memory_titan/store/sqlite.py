@@ -328,6 +328,10 @@ class SqliteBackend(SqliteFile):
         """`[n, dim]`."""
         return self.indexes.vectors.vectors_of(seqs)
 
+    def same_words(self, items: Sequence[Item]) -> list[Seqs]:
+        """Of each item, seqs of those that have the same words."""
+        return self.indexes.words.same_words([item.terms for item in items])
+
     def words_of(self, terms: Any, seqs: Seqs) -> Words:
         """Counts of uint32 terms in items, and in how many of all items each term stands."""
         return self.indexes.words_of(terms, seqs)
