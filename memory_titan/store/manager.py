@@ -203,7 +203,8 @@ class TitansManager:
             self.short_term.overflow()
             self._flush_uses()
             if self.long_term.due:
-                self.long_term.consolidate()
+                # none of them has left the window again
+                self.long_term.consolidate(items if len(items) <= self.short_term.size else ())
         if memory_type != "persistent" and replaced:
             self.backend.erase()
 

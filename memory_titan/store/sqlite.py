@@ -32,7 +32,6 @@ CREATE TABLE items (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, content TEXT NOT NULL, metadata TEXT NOT NULL,
     created REAL NOT NULL, session TEXT, position INTEGER NOT NULL, speaker TEXT, places INTEGER NOT NULL,
     surprise REAL, value REAL NOT NULL, used INTEGER NOT NULL, change INTEGER NOT NULL);
-CREATE INDEX items_change ON items (change);
 CREATE INDEX items_created ON items (created);
 CREATE INDEX items_short ON items (seq) WHERE places & 1;
 CREATE INDEX items_long ON items (seq) WHERE places & 2;
@@ -46,6 +45,7 @@ CREATE TABLE blobs (name TEXT PRIMARY KEY, data BLOB NOT NULL);
 INSERT INTO meta VALUES ('change', '0');
 INSERT INTO meta VALUES ('gone_from', '0');
 """
+_json = json.JSONEncoder(ensure_ascii=False).encode  # made once
 COLUMNS = "seq, id, content, metadata, created, session, position, speaker, places, surprise, value, used"
 
 
@@ -97,7 +97,7 @@ class SqliteBackend(SqliteFile):
                     i.seq,
                     i.id,
                     i.content,
-                    json.dumps(i.metadata, ensure_ascii=False),
+                    _json(i.metadata) if i.metadata else "{}",
                     i.created,
                     i.session,
                     i.position,
@@ -354,7 +354,7 @@ def _item(row: tuple[Any, ...]) -> Item:
     return Item(
         id=name,
         content=content,
-        metadata=json.loads(metadata),
+        metadata={} if metadata == "{}" else json.loads(metadata),
         created=created,
         session=session,
         vector=np.zeros(0, np.float32),
