@@ -15,8 +15,9 @@ new snapshot at each change and never alters one: a reader works on the snapshot
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from threading import Lock
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -26,8 +27,10 @@ from memory_titan.store.top import Ints, grown, top, where
 
 Floats = NDArray[np.float64]
 Wordings = NDArray[np.uint64]
+Matching: TypeAlias = "tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32]]"
 
 _TAIL = 1 << 16  # postings that are read whole
+_ASKED = 64  # terms whose postings are kept at hand
 
 
 @dataclass(frozen=True)
@@ -44,9 +47,18 @@ class _Snapshot:
     rows: int
     count: int  # rows alive
     tokens: int  # of rows alive
+    asked: dict[int, Matching] = field(default_factory=dict)  # a query asks thrice for a term; not for later snapshots
 
-    def matching(self, term: int) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32]]:
+    def matching(self, term: int) -> Matching:
         """Rows that hold `term`, and their x and y. Dead rows are still among them."""
+        if (known := self.asked.get(term)) is not None:
+            return known
+        if len(self.asked) >= _ASKED:
+            self.asked.clear()
+        self.asked[term] = found = self._matching(term)
+        return found
+
+    def _matching(self, term: int) -> Matching:
         at = self.bulk.slice_of(term)
         rows, x, y = self.bulk.rows[at], self.bulk.x[at], self.bulk.y[at]
         late = np.flatnonzero(self.tail.term[: self.tailed] == np.uint32(term))
@@ -155,7 +167,7 @@ class WordIndex:
             alive = now.alive.copy()
             alive[rows] = False
             lost = int(now.lengths[rows].sum())
-            now = replace(now, alive=alive, count=now.count - len(rows), tokens=now.tokens - lost)
+            now = replace(now, asked={}, alive=alive, count=now.count - len(rows), tokens=now.tokens - lost)
             self._now = _compact(now) if now.count <= 0.75 * now.rows else now
 
     def search(
@@ -306,6 +318,7 @@ def _compact(now: _Snapshot) -> _Snapshot:
     tail = now.tail.take(slice(now.tailed)).living(alive)
     return replace(
         now,
+        asked={},
         bulk=Bulk.of(now.bulk.postings().living(alive)),
         tail=tail,
         tailed=len(tail),
