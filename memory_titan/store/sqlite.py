@@ -13,6 +13,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence, Set
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from memory_titan.store.item import Item, Seqs, Vector
 from memory_titan.store.sessions import Places
 from memory_titan.store.sqlite_file import SqliteFile
 from memory_titan.store.terms import pack, unpack
-from memory_titan.store.where import TAGS_SCHEMA, sqlite_clause, tag_rows
+from memory_titan.store.where import TAGS_SCHEMA, sqlite_clause, sqlite_tags, tag_rows
 
 SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -234,6 +235,10 @@ class SqliteBackend(SqliteFile):
             order: "seq" or "-seq".
             limit: the first ones only.
         """
+        tags = sqlite_tags(where) if where else None
+        if tags and places is None and after is None and before is None and order == "seq" and limit is None:
+            with self._reading() as db:
+                return np.unique(np.fromiter(chain.from_iterable(db.execute(*tags)), np.int64))
         clauses: list[str] = []
         values: list[Any] = []
         if places is not None:
@@ -252,7 +257,7 @@ class SqliteBackend(SqliteFile):
         by = {"seq": "seq", "-seq": "seq DESC"}[order]
         sql += f" ORDER BY {by}" + ("" if limit is None else f" LIMIT {int(limit)}")
         with self._reading() as db:
-            return np.fromiter((row[0] for row in db.execute(sql, values)), np.int64)
+            return np.fromiter(chain.from_iterable(db.execute(sql, values)), np.int64)
 
     def count(self, places: int | None = None) -> int:
         """Items held in any of `places`."""

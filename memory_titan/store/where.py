@@ -316,6 +316,18 @@ def sqlite_clause(where: dict[str, Any]) -> Clause:
     return _render(_parse(where), leaf)
 
 
+def sqlite_tags(where: dict[str, Any]) -> Clause | None:
+    """For a filter of one condition: SQL that gives the seqs it lets through, some of them twice; None: for others.
+
+    The items themselves need not be looked up for it, nor a list of seqs be sorted. Raises ValueError likewise.
+    """
+    node = _parse(where)
+    if not isinstance(node, Condition):
+        return None
+    sql, params = _sqlite_test(node)
+    return f"SELECT seq FROM tags WHERE key = ?{sql}", [node.key, *params]
+
+
 def _sqlite_test(condition: Condition) -> Clause:
     if condition.op == "$exists":
         return "", []
