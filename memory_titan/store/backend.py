@@ -124,6 +124,9 @@ class Backend(Protocol):
     def lexical(self, terms: Any, k: int, allowed: Seqs | None = None) -> tuple[Seqs, Vector]:
         """The k best by BM25 for uint32 terms, best first."""
 
+    def same_words(self, items: Sequence[Item]) -> list[Seqs]:
+        """Of each item, seqs of those that have the same words, in whatever order and number, ascending."""
+
     def words_of(self, terms: Any, seqs: Seqs) -> Words:
         """Counts of uint32 terms in items, and in how many of all items each term stands."""
 

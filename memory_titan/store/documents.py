@@ -7,13 +7,14 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from memory_titan.store.backend import Backend
 from memory_titan.store.item import Item, Vector
+from memory_titan.store.where import check_metadata
 
 Time = float | str | datetime.datetime
 FIRST, LAST = -62135596800.0, 253402300800.0  # seconds from 1970 to the years 1 and 10000
@@ -70,6 +71,38 @@ def check_text(text: Any, what: str, blank: bool = False) -> None:
         text.encode()
     except UnicodeEncodeError:
         raise ValueError(f"{what} has a lone surrogate: it is no Unicode text ({text!r:.60})") from None
+
+
+def columns(
+    documents: str | Sequence[str],
+    metadata: Sequence[dict[str, Any] | None] | dict[str, Any] | None,
+    ids: Sequence[str] | None,
+    times: Sequence[Time] | Time | None,
+    session: str | Sequence[str | None] | None,
+) -> tuple[list[str], list[dict[str, Any]], list[str], list[float], list[str | None]]:
+    """The arguments of `TitansManager.add_documents`, checked: texts, metadata, ids, times and sessions of each."""
+    texts = [documents] if isinstance(documents, str) else list(documents)
+    count = len(texts)
+    for number, text in enumerate(texts):
+        check_text(text, f"document {number}")
+    metadatas = [{} if m is None else m for m in each(metadata, count, "metadata", dict)]
+    for metadatum in metadatas:
+        check_metadata(metadatum)
+    names = [uuid.uuid4().hex for _ in texts] if ids is None else [str(name) for name in ids]
+    if len(names) != count:
+        raise ValueError(f"there are {count} documents and {len(names)} ids")
+    if len(set(names)) != count:
+        raise ValueError("the same id is given twice")
+    now = time.time()
+    given = each(times, count, "times", (str, int, float, datetime.datetime))
+    created = [now if when is None else seconds(when) for when in given]
+    sessions = each(session, count, "session", str)
+    if session is None:
+        sessions = [m["session"] if isinstance(m.get("session"), str) else None for m in metadatas]
+    for kind, labels in (("an id", set(names)), ("a session", {one for one in sessions if one is not None})):
+        for label in labels:
+            check_text(label, kind, blank=True)
+    return texts, metadatas, names, created, sessions
 
 
 def each(given: Any, count: int, name: str, one: type | tuple[type, ...]) -> list[Any]:

@@ -23,6 +23,7 @@ from memory_titan.store.surprise import TWIN, impression, novelties
 
 CHECKPOINT = 1024  # vectors in the log after which the weights are written down
 HORIZON = 8192  # newest items that the weights are made of anew after something was forgotten
+ALIKE = 256  # newest items of the same words that a new one is compared with
 NOTHING = {"offered": 0, "admitted": 0, "evicted": 0, "forgotten": 0}
 STATE = "neural"  # name of the checkpoint among the blobs
 
@@ -45,6 +46,7 @@ class LongTermMemory:
         self._epoch: int | None = None  # of the weights in the database; they are made anew with every epoch
         self._saved = 0  # what the checkpoint covers
         self._keeper: Keeper | None = None
+        self._at_most = size + 1  # so many are held; more: they have to be counted
         self._stamp: dict[str, int] = {}  # the counts that it stands at
         self._void = False  # they have to be made anew
         self._unreadable = False  # the checkpoint is of other settings
@@ -58,13 +60,17 @@ class LongTermMemory:
 
     # -- writing, within a transaction
 
-    def consolidate(self) -> Report:
-        """Decide on everything that is pending."""
+    def consolidate(self, written: Sequence[Item] = ()) -> Report:
+        """Decide on everything that is pending; `written`: items as they were just inserted, not to be read again."""
         report = Report()
         self.catch_up()
-        pending = self.backend.select(places=PENDING)
+        pending = self.backend.select(places=PENDING).tolist()
+        known = {item.seq: item for item in written}
         for start in range(0, len(pending), CHUNK):
-            self._admit(self.backend.get(pending[start : start + CHUNK], full=True), report)
+            part = pending[start : start + CHUNK]
+            read = [seq for seq in part if seq not in known]
+            items = known | {item.seq: item for item in self.backend.get(read, full=True)} if read else known
+            self._admit([items[seq] for seq in part if seq in items], report)
         self._evict(report)
         if self.neural.written - self._saved >= CHECKPOINT:
             self.checkpoint()
@@ -104,21 +110,19 @@ class LongTermMemory:
 
     def _twins(self, items: list[Item], vectors: Vector) -> list[bool]:
         """Whether each item says, in the same words, what an item before it says that is held."""
-        cosines = np.tril(vectors @ vectors.T, -1)
-        found = []
-        for item, row in zip(items, cosines, strict=True):
-            terms = set(item.terms.tolist())
-            here = [items[at] for at in np.flatnonzero(row >= TWIN)]
-            seqs, nearest = self.backend.dense(item.vector, 4)
-            others = [seq for seq, cosine in zip(seqs.tolist(), nearest.tolist(), strict=True) if cosine >= TWIN]
-            here += self.backend.get([seq for seq in others if seq < item.seq], full=True) if others else []
-            found.append(any(set(other.terms.tolist()) == terms for other in here))
+        found = [False] * len(items)
+        for n, at in np.argwhere(np.tril(vectors @ vectors.T, -1) >= TWIN).tolist():
+            found[n] = found[n] or set(items[n].terms.tolist()) == set(items[at].terms.tolist())
+        for n, others in enumerate(self.backend.same_words(items)):
+            before = others[others < items[n].seq][-ALIKE:]
+            if len(before) and not found[n]:
+                found[n] = bool((self.backend.vectors_of(before) @ vectors[n] >= TWIN).any())
         return found
 
     def _evict(self, report: Report) -> None:
         """While there is too much, what is worth least goes; what is in the window as well stays there."""
         limit = self.config.max_bytes
-        if limit is None and self.backend.count(LONG) <= self.size:
+        if limit is None and self._keeper is None and not self._overfull(len(report.admitted)):
             return
         keeper, gone = self._keeping(), []
         while len(keeper) > self.size or (limit is not None and keeper.size > limit and len(keeper)):
@@ -133,6 +137,13 @@ class LongTermMemory:
         counts = self._counts()
         counts["evicted"] += len(victims)
         self._keep_counts(counts)
+
+    def _overfull(self, admitted: int) -> bool:
+        """Whether more than `size` are held. They are counted only when there may be."""
+        self._at_most = self._at_most + admitted if self.backend.exclusive else self.size + 1
+        if self._at_most > self.size:
+            self._at_most = self.backend.count(LONG)
+        return self._at_most > self.size
 
     def _keeping(self) -> Keeper:
         """What is held, by value; made when it is first needed, and when another process has written."""
@@ -206,6 +217,7 @@ class LongTermMemory:
     def lost_track(self) -> None:
         """A transaction was rolled back: the weights may have read what the database does not hold."""
         self._epoch = self._keeper = None
+        self._at_most = self.size + 1
 
     def catch_up(self) -> None:
         """Within a transaction: bring the weights to where the database stands; anew where they are void."""

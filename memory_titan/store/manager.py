@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import os
 import threading
-import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -17,7 +14,15 @@ from memory_titan.embedders import BaseEmbedder, as_embedder
 from memory_titan.store.architectures import ARCHITECTURES, Memories
 from memory_titan.store.backend import Backend, open_backend
 from memory_titan.store.config import LongTermMemoryConfig
-from memory_titan.store.documents import Time, batches, check_text, each, export_items, record, seconds, unit_rows
+from memory_titan.store.documents import (
+    Time,
+    batches,
+    columns,
+    export_items,
+    record,
+    seconds,
+    unit_rows,
+)
 from memory_titan.store.errors import StoreError
 from memory_titan.store.item import PLACES, SHORT, Hit, Item, MemoryType, Report, Seqs, Vector
 from memory_titan.store.long_term import LongTermMemory
@@ -28,7 +33,7 @@ from memory_titan.store.ranking import RankingConfig
 from memory_titan.store.search import Search
 from memory_titan.store.short_term import ShortTermMemory
 from memory_titan.store.terms import term_ids
-from memory_titan.store.where import check_metadata, check_where
+from memory_titan.store.where import check_where
 
 BATCH = 256  # texts embedded and written at a time
 
@@ -154,30 +159,10 @@ class TitansManager:
             ValueError: not as many metadata, ids, times, sessions or vectors as texts; what cannot be stored; no room
                 where it goes.
         """
-        texts = [documents] if isinstance(documents, str) else list(documents)
-        count = len(texts)
-        for number, text in enumerate(texts):
-            check_text(text, f"document {number}")
         if memory_type != "all" and memory_type not in PLACES:
             raise ValueError(f"memory_type must be all, {', '.join(PLACES)}; got {memory_type!r}")
-        metadatas = [{} if m is None else m for m in each(metadata, count, "metadata", dict)]
-        for metadatum in metadatas:
-            check_metadata(metadatum)
-        names = [uuid.uuid4().hex for _ in texts] if ids is None else [str(name) for name in ids]
-        if len(names) != count:
-            raise ValueError(f"there are {count} documents and {len(names)} ids")
-        if len(set(names)) != count:
-            raise ValueError("the same id is given twice")
-        now = time.time()
-        created = [
-            now if t is None else seconds(t) for t in each(times, count, "times", (str, int, float, datetime.datetime))
-        ]
-        sessions = each(session, count, "session", str)
-        if session is None:
-            sessions = [m["session"] if isinstance(m.get("session"), str) else None for m in metadatas]
-        for kind, given in (("an id", set(names)), ("a session", {one for one in sessions if one is not None})):
-            for name in given:
-                check_text(name, kind, blank=True)
+        texts, metadatas, names, created, sessions = columns(documents, metadata, ids, times, session)
+        count = len(texts)
         known = None if vectors is None else unit_rows(vectors, count, self.backend.dim)
         for start in range(0, count, BATCH):
             part = slice(start, start + BATCH)
@@ -187,8 +172,8 @@ class TitansManager:
             self._check_width(rows)
             # a speaker's name is among the words that an item is found by, and not in what is embedded
             terms = [term_ids(f"{who or ''} {what}") for who, what in zip(speakers, words, strict=True)]
-            columns = names[part], texts[part], metadatas[part], created[part], sessions[part], rows, terms
-            items = [Item(*row) for row in zip(*columns, strict=True)]
+            each = names[part], texts[part], metadatas[part], created[part], sessions[part], rows, terms
+            items = [Item(*row) for row in zip(*each, strict=True)]
             for item, speaker in zip(items, speakers, strict=True):
                 item.speaker = speaker
             self._write(items, memory_type)
@@ -209,7 +194,8 @@ class TitansManager:
             self.short_term.overflow()
             self._flush_uses()
             if self.long_term.due:
-                self.long_term.consolidate()
+                # none of them has left the window again
+                self.long_term.consolidate(items if len(items) <= self.short_term.size else ())
         if memory_type != "persistent" and replaced:
             self.backend.erase(at_once=False)
 

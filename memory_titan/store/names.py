@@ -38,9 +38,14 @@ def name_words(name: str) -> frozenset[str]:
     return frozenset(word for word in _WORD.findall(name.lower()) if len(word) > 1 and word not in STOP_WORDS)
 
 
+def all_words(text: str) -> set[str]:
+    """The words of a text, lower case."""
+    return set(_WORD.findall(text.lower()))
+
+
 def names_in(query: str, known: Set[str]) -> set[str]:
     """The words of a query that are words of names."""
-    return {word for word in _WORD.findall(query.lower()) if word in known}
+    return {word for word in all_words(query) if word in known}
 
 
 def without_names(query: str, known: Set[str]) -> str:

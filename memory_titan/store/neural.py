@@ -73,7 +73,9 @@ class NeuralRecall:
     def _move(self, state: NeuralMemoryState) -> None:
         """To another state; a reader in another thread sees the old weights or the new ones."""
         self.state = state
-        self._weights: list[Vector] = [w[0, 0].numpy() for w in self.memory.present_weights(state)]
+        # at a chunk's start everything is in the weights already
+        present = self.memory.present_weights(state) if int(state.tokens[0]) % CHUNK else state.weights
+        self._weights: list[Vector] = [w[0, 0].numpy() for w in present]
 
     @property
     def written(self) -> int:

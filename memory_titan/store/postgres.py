@@ -372,6 +372,15 @@ class PostgresBackend:
         with self._reading() as db:
             return postgres_search.around(db, self._store, seqs, radius)
 
+    def same_words(self, items: Sequence[Item]) -> list[Seqs]:
+        """Of each item, seqs of those that have the same words, in whatever order and number, ascending."""
+        asked = [postgres_items.wording(item.terms) for item in items]
+        found: dict[int, list[int]] = {}
+        sql = "SELECT wording, seq FROM items WHERE store = %s AND wording = ANY (%s) ORDER BY seq"
+        for wording, seq in self._rows(sql, np.array(asked, np.int64)):
+            found.setdefault(wording, []).append(seq)
+        return [np.array(found.get(wording, []), np.int64) for wording in asked]
+
     def name_words(self) -> Set[str]:
         """Words of the names of all speakers, lower case; what was added since is looked up."""
         sql = "SELECT speaker, max(seq) FROM items WHERE store = %s AND seq > %s GROUP BY speaker"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from memory_titan.store.errors import StoreError
 from memory_titan.store.item import Item
 from memory_titan.store.postgres_link import Connection
-from memory_titan.store.postings import postings_of
+from memory_titan.store.postings import Terms, postings_of
 from memory_titan.store.terms import pack, unpack
 
 ID_BYTES = 2000  # PostgreSQL indexes no longer ones
@@ -46,12 +47,12 @@ def insert(db: Connection, store: int, items: Sequence[Item], dim: int) -> int:
     documents = [json.dumps(item.metadata, ensure_ascii=False) for item in items]
     with db.cursor() as cursor:
         cursor.executemany(
-            f"INSERT INTO items (store, {COLUMNS}, metadata, terms) VALUES "
-            "(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s::jsonb, %s)",
+            f"INSERT INTO items (store, {COLUMNS}, metadata, terms, wording) VALUES "
+            "(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s::jsonb, %s, %s)",
             [
                 (
                     *(store, i.seq, i.id, i.content, document, i.created, i.session, i.position, i.speaker, i.places),
-                    *(i.surprise, i.value, i.used, document, pack(i.terms)),
+                    *(i.surprise, i.value, i.used, document, pack(i.terms), wording(i.terms)),
                 )
                 for i, document in zip(items, documents, strict=True)
             ],
@@ -72,6 +73,11 @@ def insert(db: Connection, store: int, items: Sequence[Item], dim: int) -> int:
         ),
     )
     return int(count)
+
+
+def wording(terms: Terms) -> int:
+    """A number for a set of terms."""
+    return int.from_bytes(blake2b(np.unique(terms).tobytes(), digest_size=8).digest(), "little", signed=True)
 
 
 def _next_positions(db: Connection, store: int, sessions: list[str]) -> dict[str, int]:

@@ -48,12 +48,13 @@ CREATE TABLE memory_titan.items (
     store INT, seq BIGINT, id TEXT COLLATE "C" NOT NULL, content TEXT NOT NULL, metadata JSONB NOT NULL,
     written TEXT NOT NULL, created DOUBLE PRECISION NOT NULL, session TEXT, position BIGINT NOT NULL,
     speaker TEXT, places INT NOT NULL, surprise DOUBLE PRECISION, value DOUBLE PRECISION NOT NULL,
-    used BIGINT NOT NULL, terms BYTEA NOT NULL,
+    used BIGINT NOT NULL, terms BYTEA NOT NULL, wording BIGINT NOT NULL,
     stream BIGINT NOT NULL GENERATED ALWAYS AS (memory_titan.stream_of(session)) STORED,
     PRIMARY KEY (store, seq), UNIQUE (store, id));
 COMMENT ON COLUMN memory_titan.items.written IS 'metadata as it was given: JSONB writes some numbers in another way';
 COMMENT ON COLUMN memory_titan.items.stream IS 'number of the session; its name may be too long to index';
 CREATE UNIQUE INDEX items_stream ON memory_titan.items (store, stream, position) INCLUDE (seq);
+CREATE INDEX items_wording ON memory_titan.items (store, wording);
 CREATE INDEX items_created ON memory_titan.items (store, created);
 CREATE INDEX items_metadata ON memory_titan.items USING gin (metadata);
 CREATE INDEX items_short ON memory_titan.items (store, seq) WHERE places & 1 <> 0;

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memory_titan.store.item import Seqs
-from memory_titan.store.names import name_words, names_in
+from memory_titan.store.names import all_words, name_words
 from memory_titan.store.top import grown, where
 
 Codes = NDArray[np.int32]
@@ -41,8 +41,9 @@ class Places:
 
     def named(self, query: str) -> NDArray[np.bool_]:
         """`[n]`: whether a query names the item's speaker, by a word of the name."""
-        codes = [code for code in np.unique(self.speaker).tolist() if code >= 0]
-        return np.isin(self.speaker, [code for code in codes if names_in(query, name_words(self.names[code]))])
+        words = all_words(query)
+        codes = [code for code in set(self.speaker.tolist()) if code >= 0]
+        return np.isin(self.speaker, [code for code in codes if not words.isdisjoint(name_words(self.names[code]))])
 
 
 class SessionIndex:

@@ -14,6 +14,7 @@ import os
 import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator, Sequence, Set
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from memory_titan.store.item import Item, Seqs, Vector
 from memory_titan.store.sessions import Places
 from memory_titan.store.sqlite_file import SqliteFile
 from memory_titan.store.terms import pack, unpack
-from memory_titan.store.where import TAGS_SCHEMA, sqlite_clause, tag_rows
+from memory_titan.store.where import TAGS_SCHEMA, sqlite_clause, sqlite_tags, tag_rows
 
 SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -33,7 +34,6 @@ CREATE TABLE items (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, content TEXT NOT NULL, metadata TEXT NOT NULL,
     created REAL NOT NULL, session TEXT, position INTEGER NOT NULL, speaker TEXT, places INTEGER NOT NULL,
     surprise REAL, value REAL NOT NULL, used INTEGER NOT NULL, change INTEGER NOT NULL, sum INTEGER NOT NULL);
-CREATE INDEX items_change ON items (change);
 CREATE INDEX items_created ON items (created);
 CREATE INDEX items_short ON items (seq) WHERE places & 1;
 CREATE INDEX items_long ON items (seq) WHERE places & 2;
@@ -47,6 +47,7 @@ CREATE TABLE blobs (name TEXT PRIMARY KEY, data BLOB NOT NULL, sum INTEGER NOT N
 INSERT INTO meta VALUES ('change', '0');
 INSERT INTO meta VALUES ('gone_from', '0');
 """
+_json = json.JSONEncoder(ensure_ascii=False).encode  # made once
 COLUMNS = "seq, id, content, metadata, created, session, position, speaker, places, surprise, value, used, sum"
 
 
@@ -111,7 +112,7 @@ class SqliteBackend(SqliteFile):
                     change,
                 )
                 for i in items
-                for written in [json.dumps(i.metadata, ensure_ascii=False)]
+                for written in [_json(i.metadata) if i.metadata else "{}"]
             ),
         )
         db.executemany(
@@ -247,6 +248,10 @@ class SqliteBackend(SqliteFile):
             order: "seq" or "-seq".
             limit: the first ones only.
         """
+        tags = sqlite_tags(where) if where else None
+        if tags and places is None and after is None and before is None and order == "seq" and limit is None:
+            with self._reading() as db:
+                return np.unique(np.fromiter(chain.from_iterable(db.execute(*tags)), np.int64))
         clauses: list[str] = []
         values: list[Any] = []
         if places is not None:
@@ -265,7 +270,7 @@ class SqliteBackend(SqliteFile):
         by = {"seq": "seq", "-seq": "seq DESC"}[order]
         sql += f" ORDER BY {by}" + ("" if limit is None else f" LIMIT {int(limit)}")
         with self._reading() as db:
-            return np.fromiter((row[0] for row in db.execute(sql, values)), np.int64)
+            return np.fromiter(chain.from_iterable(db.execute(sql, values)), np.int64)
 
     def count(self, places: int | None = None) -> int:
         """Items held in any of `places`."""
@@ -343,6 +348,10 @@ class SqliteBackend(SqliteFile):
         """`[n, dim]`."""
         return self.indexes.vectors.vectors_of(seqs)
 
+    def same_words(self, items: Sequence[Item]) -> list[Seqs]:
+        """Of each item, seqs of those that have the same words."""
+        return self.indexes.words.same_words([item.terms for item in items])
+
     def words_of(self, terms: Any, seqs: Seqs) -> Words:
         """Counts of uint32 terms in items, and in how many of all items each term stands."""
         return self.indexes.words_of(terms, seqs)
@@ -388,7 +397,7 @@ def _item(row: tuple[Any, ...]) -> Item:
     return Item(
         id=name,
         content=content,
-        metadata=json.loads(metadata),
+        metadata={} if metadata == "{}" else json.loads(metadata),
         created=created,
         session=session,
         vector=np.zeros(0, np.float32),

@@ -235,9 +235,12 @@ class VectorIndex:
         """`[n, dim]`, a copy; zeros for a seq that is not there."""
         now = self._now
         rows, there = now.row_of(seqs)
-        found = np.zeros((len(rows), self.dim), np.float32)
-        found[there] = now.vectors[rows[there]]
-        found[~self._now.row_of(seqs)[1]] = 0  # removed meanwhile, so perhaps half overwritten
+        if not now.rows:
+            return np.zeros((len(rows), self.dim), np.float32)
+        found: Vectors = now.vectors[rows]
+        found[~there] = 0
+        if (later := self._now) is not now:
+            found[~later.row_of(seqs)[1]] = 0  # removed meanwhile, so perhaps half overwritten
         return found
 
     def cosines(self, query: ArrayLike, seqs: ArrayLike) -> Vectors:

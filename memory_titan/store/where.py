@@ -47,6 +47,8 @@ CREATE TABLE IF NOT EXISTS tags (
 CREATE INDEX IF NOT EXISTS tags_of_item ON tags (seq);
 """
 
+_json = json.JSONEncoder(ensure_ascii=False).encode  # made once
+
 Scalar: TypeAlias = "str | int | float | bool | None"
 Tag: TypeAlias = "tuple[str, str, str | int | float]"
 Clause: TypeAlias = "tuple[str, list[Any]]"
@@ -80,8 +82,10 @@ def check_metadata(metadata: Any, limit: int = METADATA_BYTES) -> None:
     """
     if not isinstance(metadata, dict):
         raise ValueError(f"metadata is an object of names and values, not {_shown(metadata)}")
+    if not metadata:
+        return
     _check_value(metadata, "metadata", 0)
-    size = len(json.dumps(metadata, ensure_ascii=False).encode())
+    size = len(_json(metadata).encode())
     if size > limit:
         raise ValueError(
             f"metadata of {size} bytes as JSON; at most {limit} are kept (long text belongs in the content)"
@@ -310,6 +314,18 @@ def sqlite_clause(where: dict[str, Any]) -> Clause:
         return f"items.seq IN (SELECT seq FROM tags WHERE key = ?{sql})", [condition.key, *params]
 
     return _render(_parse(where), leaf)
+
+
+def sqlite_tags(where: dict[str, Any]) -> Clause | None:
+    """For a filter of one condition: SQL that gives the seqs it lets through, some of them twice; None: for others.
+
+    The items themselves need not be looked up for it, nor a list of seqs be sorted. Raises ValueError likewise.
+    """
+    node = _parse(where)
+    if not isinstance(node, Condition):
+        return None
+    sql, params = _sqlite_test(node)
+    return f"SELECT seq FROM tags WHERE key = ?{sql}", [node.key, *params]
 
 
 def _sqlite_test(condition: Condition) -> Clause:

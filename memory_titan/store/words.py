@@ -15,8 +15,9 @@ new snapshot at each change and never alters one: a reader works on the snapshot
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from threading import Lock
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,8 +26,11 @@ from memory_titan.store.postings import NONE, Bulk, Postings, Terms, postings_of
 from memory_titan.store.top import Ints, grown, top, where
 
 Floats = NDArray[np.float64]
+Wordings = NDArray[np.uint64]
+Matching: TypeAlias = "tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32]]"
 
 _TAIL = 1 << 16  # postings that are read whole
+_ASKED = 64  # terms whose postings are kept at hand
 
 
 @dataclass(frozen=True)
@@ -38,13 +42,23 @@ class _Snapshot:
     tailed: int  # postings in the tail
     seqs: Ints
     lengths: NDArray[np.int32]
+    wordings: Wordings  # of each row's distinct terms
     alive: NDArray[np.bool_]  # replaced, not altered, at a removal
     rows: int
     count: int  # rows alive
     tokens: int  # of rows alive
+    asked: dict[int, Matching] = field(default_factory=dict)  # a query asks thrice for a term; not for later snapshots
 
-    def matching(self, term: int) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32]]:
+    def matching(self, term: int) -> Matching:
         """Rows that hold `term`, and their x and y. Dead rows are still among them."""
+        if (known := self.asked.get(term)) is not None:
+            return known
+        if len(self.asked) >= _ASKED:
+            self.asked.clear()
+        self.asked[term] = found = self._matching(term)
+        return found
+
+    def _matching(self, term: int) -> Matching:
         at = self.bulk.slice_of(term)
         rows, x, y = self.bulk.rows[at], self.bulk.x[at], self.bulk.y[at]
         late = np.flatnonzero(self.tail.term[: self.tailed] == np.uint32(term))
@@ -85,6 +99,7 @@ class WordIndex:
             tailed=0,
             seqs=np.empty(0, np.int64),
             lengths=np.empty(0, np.int32),
+            wordings=np.empty(0, np.uint64),
             alive=np.empty(0, bool),
             rows=0,
             count=0,
@@ -98,7 +113,14 @@ class WordIndex:
     def nbytes(self) -> int:
         """Bytes of all arrays, room to grow included."""
         now = self._now
-        return now.bulk.nbytes + now.tail.nbytes + now.seqs.nbytes + now.lengths.nbytes + now.alive.nbytes
+        return (
+            now.bulk.nbytes
+            + now.tail.nbytes
+            + now.seqs.nbytes
+            + now.lengths.nbytes
+            + now.wordings.nbytes
+            + now.alive.nbytes
+        )
 
     def add(self, seqs: ArrayLike, items: Sequence[Terms]) -> None:
         """Take in items; one may have no terms.
@@ -130,6 +152,7 @@ class WordIndex:
                 tailed=tailed,
                 seqs=grown(now.seqs, now.rows, new),
                 lengths=grown(now.lengths, now.rows, lengths),
+                wordings=grown(now.wordings, now.rows, _wordings(more, now.rows, len(new))),
                 alive=grown(now.alive, now.rows, np.ones(len(new), bool)),
                 rows=now.rows + len(new),
                 count=now.count + len(new),
@@ -151,7 +174,7 @@ class WordIndex:
             alive = now.alive.copy()
             alive[rows] = False
             lost = int(now.lengths[rows].sum())
-            now = replace(now, alive=alive, count=now.count - len(rows), tokens=now.tokens - lost)
+            now = replace(now, asked={}, alive=alive, count=now.count - len(rows), tokens=now.tokens - lost)
             self._now = _compact(now) if now.count <= 0.75 * now.rows else now
 
     def search(
@@ -215,6 +238,20 @@ class WordIndex:
             return np.zeros(len(rows))
         return np.where(there, now.lengths[rows], 0).astype(np.float64)
 
+    def same_words(self, items: Sequence[Terms]) -> list[Ints]:
+        """Of each of `items` as `add` takes them: seqs of those that have the same set of terms, ascending."""
+        now = self._now
+        if not items or not now.rows:
+            return [np.empty(0, np.int64) for _ in items]
+        lengths = np.fromiter(map(len, items), np.int32, len(items))
+        asked = _wordings(postings_of(np.concatenate(items), lengths, 0), 0, len(items))
+        wordings, high = now.wordings[: now.rows], np.uint64(48)
+        some = np.zeros(1 << 16, bool)  # by 16 bits first: one pass for all items
+        some[asked >> high] = True
+        rows = np.flatnonzero(some[wordings >> high] & now.alive[: now.rows])
+        there = wordings[rows]
+        return [now.seqs[rows[there == wording]] for wording in asked]
+
     @property
     def mean_length(self) -> float:
         """Tokens of an item, on average."""
@@ -268,6 +305,16 @@ def _query(terms: ArrayLike, weights: ArrayLike | None) -> dict[int, float]:
     return {term: factor for term, factor in query.items() if factor}
 
 
+def _wordings(postings: Postings, row: int, count: int) -> Wordings:
+    """`[count]`: the sum of a hash of each distinct term of the rows from `row` on; sets that differ differ by it."""
+    x = postings.term.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)  # splitmix64
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    sums = np.zeros(count, np.uint64)
+    np.add.at(sums, postings.row - row, x ^ (x >> np.uint64(31)))
+    return sums
+
+
 def _frequencies(now: _Snapshot, terms: Terms) -> Ints:
     return np.array([now.frequency(now.matching(term)[0]) for term in terms.tolist()], np.int64)
 
@@ -278,11 +325,13 @@ def _compact(now: _Snapshot) -> _Snapshot:
     tail = now.tail.take(slice(now.tailed)).living(alive)
     return replace(
         now,
+        asked={},
         bulk=Bulk.of(now.bulk.postings().living(alive)),
         tail=tail,
         tailed=len(tail),
         seqs=now.seqs[: now.rows][alive],
         lengths=now.lengths[: now.rows][alive],
+        wordings=now.wordings[: now.rows][alive],
         alive=np.ones(now.count, bool),
         rows=now.count,
     )

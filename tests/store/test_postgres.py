@@ -374,8 +374,8 @@ def same(left, right):
 
 def test_processes_and_threads_write_at_once(postgres_url, monkeypatch):
     monkeypatch.setattr(long_term, "CHECKPOINT", 64)  # so that one process's checkpoint overtakes another's log
-    folder, name = Path(__file__).parent, uuid.uuid4().hex
-    paths = os.pathsep.join([str(folder), str(folder.parents[1])])
+    folder, name = Path(__file__).parents[1], uuid.uuid4().hex
+    paths = os.pathsep.join([str(folder), str(folder.parent)])
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     other = subprocess.Popen([sys.executable, "-c", WRITER, postgres_url, name, "process"], env=environment)
     titans = TitansManager(BagEmbedder(), url=postgres_url, name=name, short_term_size=20)

@@ -46,10 +46,10 @@ class Written:
     coefficients: Scalar | Channel
 
 
-def present_weights(state: FastWeights, rule: Rule) -> tuple[Matrices, Matrices]:
+def present_weights(state: FastWeights, rule: Rule, momentum_too: bool = True) -> tuple[Matrices, Matrices]:
     """What was accumulated, and the momentum, as they stand after the last token: `[B, H, in, out]` a matrix.
 
-    With Muon the open chunk is in the momentum only.
+    With Muon the open chunk is in the momentum only. Without `momentum_too` the momentum is not made.
     """
     if not state.inputs or state.inputs[0].shape[2] == 0:
         return state.weights, state.momentum
@@ -65,7 +65,8 @@ def present_weights(state: FastWeights, rule: Rule) -> tuple[Matrices, Matrices]
         if state.momentum:
             S = state.momentum[i]
             now = now if rule.muon else now + state.scale[..., 1, None, None] * S
-            momentum.append(state.scale[..., 2, None, None] * S - x.mT @ (state.coefficients[..., 1:] * d))
+            if momentum_too:
+                momentum.append(state.scale[..., 2, None, None] * S - x.mT @ (state.coefficients[..., 1:] * d))
         weights.append(now)
     return tuple(weights), tuple(momentum)
 

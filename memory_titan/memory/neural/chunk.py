@@ -281,7 +281,8 @@ def read_memory(q: Tensor, state: FastWeights, rule: Rule) -> Tensor:
         weights = [answering(rule.retention, w, rule.q) for w in anchor]
     else:
         factors = [size_factor(rule.retention, a, rule.q) for a in anchor]
-        weights = [w if f is None else w * f for w, f in zip(present_weights(state, rule)[0], factors, strict=True)]
+        now, _ = present_weights(state, rule, momentum_too=False)
+        weights = [w if f is None else w * f for w, f in zip(now, factors, strict=True)]
     return rule.structure.forward(lambda i, x: x @ weights[i], q, len(weights))
 
 

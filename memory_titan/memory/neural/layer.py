@@ -210,7 +210,7 @@ class NeuralMemory(Traceable, PyTorchModelHubMixin):
     def present_weights(self, state: NeuralMemoryState) -> tuple[Tensor, ...]:
         """What was accumulated as of the last token, `[B, H, in, out]` a matrix (of an open chunk it is not kept)."""
         return (
-            present_weights(state, self._rule(state.tail.dtype))[0]
+            present_weights(state, self._rule(state.tail.dtype), momentum_too=False)[0]
             if self.config.algorithm != "solve"
             else state.weights
         )
