@@ -26,7 +26,7 @@ from memory_titan.store.documents import (
 from memory_titan.store.errors import StoreError
 from memory_titan.store.item import PLACES, SHORT, Hit, Item, MemoryType, Report, Seqs, Vector
 from memory_titan.store.long_term import LongTermMemory
-from memory_titan.store.names import said, speaker_of, without_names
+from memory_titan.store.names import lower_words, said, speaker_of, without_names
 from memory_titan.store.opening import PROBE, check_model, kept_settings
 from memory_titan.store.persistent import PersistentMemory
 from memory_titan.store.ranking import RankingConfig
@@ -166,7 +166,8 @@ class TitansManager:
         known = None if vectors is None else unit_rows(vectors, count, self.backend.dim)
         for start in range(0, count, BATCH):
             part = slice(start, start + BATCH)
-            speakers = [speaker_of(*pair) for pair in zip(texts[part], metadatas[part], strict=True)]
+            common = lower_words(texts[part])
+            speakers = [speaker_of(*pair, common) for pair in zip(texts[part], metadatas[part], strict=True)]
             words = [said(*pair) for pair in zip(texts[part], speakers, strict=True)]
             rows = self.embedder.encode(words) if known is None else known[part]
             self._check_width(rows)

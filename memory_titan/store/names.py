@@ -7,7 +7,7 @@ names of a store's speakers are hidden from the vector of a query, and found by 
 from __future__ import annotations
 
 import re
-from collections.abc import Set
+from collections.abc import Iterable, Set
 from functools import lru_cache
 from typing import Any
 
@@ -15,15 +15,31 @@ from memory_titan.store.terms import STOP_WORDS
 
 _PREFIX = re.compile(r"\s{0,3}([^\W\d_][\w .'-]{0,40}?)\s?:\s+(?=\S)")  # "Anna Maria: I am back"
 _WORD = re.compile(r"\w+")
+_LOWER = re.compile(r"(?<!\w)[^\W\d_A-Z][^\W\d_]*")
+ROLES = frozenset(["user", "assistant", "human", "ai", "bot", "agent", "system", "customer"])
 
 
-def speaker_of(content: str, metadata: dict[str, Any]) -> str | None:
-    """Who said it: metadata's "speaker", or a name before a colon at the start of the text."""
+def lower_words(texts: Iterable[str]) -> set[str]:
+    """Words that stand in lower case somewhere in texts."""
+    return {word for text in texts for word in _LOWER.findall(text)}
+
+
+def speaker_of(content: str, metadata: dict[str, Any], common: Set[str] = frozenset()) -> str | None:
+    """Who said it: metadata's "speaker", or a name before a colon at the start of the text.
+
+    Args:
+        content: the text.
+        metadata: its own.
+        common: words that are written in lower case elsewhere ("Returns:", "Note:" are labels and no names).
+    """
     given = metadata.get("speaker")
     if isinstance(given, str) and given.strip():
         return given
     found = _PREFIX.match(content)
-    return found.group(1) if found else None
+    if found is None:
+        return None
+    words = found.group(1).lower().split()
+    return found.group(1) if (words == [words[0]] and words[0] in ROLES) or common.isdisjoint(words) else None
 
 
 def said(content: str, speaker: str | None) -> str:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+USUAL_LENGTH = 0.75  # of `length`, for what stands alone
 NEARLY = 0.1  # of two scores
 ABOUT_THE_SAME, SAME_WORDS = 0.6, 0.8  # cosines of statements of one speaker, and of nobody in particular
 
@@ -57,7 +58,7 @@ class RankingConfig:
 class Candidates:
     """What is known of n candidates, in any order, and of the query's m words.
 
-    Candidates should hold the neighbours of what matched, too (`around` names them): evidence need not match itself.
+    Candidates should hold the neighbours of what matched, too: evidence need not match itself.
     """
 
     session: Ints  # [n] a number for each session; items without one need different numbers
@@ -107,24 +108,6 @@ def idf(items: int, frequencies: ArrayLike) -> Floats:
     return np.asarray(np.log1p((items - f + 0.5) / (f + 0.5)))
 
 
-def around(session: Ints, position: Ints, radius: int = 2) -> tuple[Ints, Ints]:
-    """Places of items and of their neighbours, for looking them up.
-
-    Args:
-        session: `[n]`, as in `Candidates`.
-        position: `[n]`, likewise.
-        radius: neighbours either side.
-
-    Returns:
-        `(session, position)`, each `[places]`, different ones, in order; none before a session's first, but some may
-        lie beyond its last.
-    """
-    offsets = np.arange(-radius, radius + 1)
-    places = np.stack([np.repeat(session, len(offsets)), (position[:, None] + offsets).ravel()], 1)
-    places = np.unique(places[places[:, 1] >= 0], axis=0)
-    return places[:, 0], places[:, 1]
-
-
 def rank(candidates: Candidates, config: RankingConfig | None = None) -> Ranking:
     """Score candidates.
 
@@ -138,12 +121,16 @@ def rank(candidates: Candidates, config: RankingConfig | None = None) -> Ranking
     config = config or RankingConfig()
     n = len(candidates.session)
     near = _Near(candidates, config)
+    lexical = _scaled(_bm25_with_neighbours(candidates, near, config))
+    # What stands alone has no subject around it but its own words, and is a document, no "Yes!" to be held back.
+    window = np.where(near.alone, lexical, _scaled(_bm25_of_window(candidates, near, config)))
+    length = np.where(near.alone, USUAL_LENGTH, candidates.words / (candidates.words + config.half_length))
     parts = {
-        "lexical": config.lexical * _scaled(_bm25_with_neighbours(candidates, near, config)),
+        "lexical": config.lexical * lexical,
         "dense": np.zeros(n) if candidates.dense is None else config.dense * _scaled(near.smooth(candidates.dense)),
-        "window": config.window * _scaled(_bm25_of_window(candidates, near, config)),
+        "window": config.window * window,
         "speaker": np.zeros(n) if candidates.named is None else config.speaker * candidates.named.astype(np.float64),
-        "length": np.asarray(config.length * candidates.words / (candidates.words + config.half_length)),
+        "length": config.length * length,
     }
     return Ranking(np.sum(list(parts.values()), axis=0), parts)
 
@@ -190,6 +177,9 @@ class _Near:
         self.sorted = place[self.order]
         self.low = np.searchsorted(self.sorted, place - config.radius, "left")
         self.high = np.searchsorted(self.sorted, place + config.radius, "right")
+        about = max(reach - 1, 1)
+        ends = np.searchsorted(self.sorted, place + about, "right"), np.searchsorted(self.sorted, place - about, "left")
+        self.alone = ends[0] - ends[1] <= 1  # no other candidate of its session is anywhere near
         self.shares = []  # (share, candidates that have this neighbour, the neighbour)
         for distance, share in enumerate(config.neighbours, 1):
             for offset in (-distance, distance):

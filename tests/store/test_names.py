@@ -2,7 +2,7 @@
 
 import pytest
 
-from memory_titan.store.names import name_words, names_in, said, speaker_of, without_names
+from memory_titan.store.names import lower_words, name_words, names_in, said, speaker_of, without_names
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,13 @@ from memory_titan.store.names import name_words, names_in, said, speaker_of, wit
 def test_who_said_what(content, metadata, speaker, rest):
     assert speaker_of(content, metadata) == speaker
     assert said(content, speaker) == rest
+
+
+def test_a_label_is_no_name():
+    texts = ["Returns: a tuple", "what returns nothing", "Ann: hi", "User: hi", "the user left"]
+    common = lower_words(texts)
+    assert [speaker_of(text, {}, common) for text in texts] == [None, None, "Ann", "User", None]
+    assert speaker_of("Note: this", {}) == "Note"  # nothing tells
 
 
 def test_names_are_found_and_hidden():

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from memory_titan.store.ranking import Candidates, RankingConfig, around, idf, rank, replacements
+from memory_titan.store.ranking import Candidates, RankingConfig, idf, rank, replacements
 
 NONE = RankingConfig(lexical=0, dense=0, window=0, speaker=0, length=0, neighbours=())
 
@@ -67,12 +67,22 @@ def naive(c, config):
             count = sum(row[j] for j in near if abs(c.position[j] - c.position[i]) <= config.radius)
             window[i] += weight * count / (count + config.window_k1)
     dense = np.array([smooth(c.dense, i) for i in range(n)]).clip(0)
+    reach = max(config.radius, len(config.neighbours), 1)
+    alone = np.array(
+        [
+            not any(
+                j != i and c.session[j] == c.session[i] and abs(c.position[j] - c.position[i]) <= reach
+                for j in range(n)
+            )
+            for i in range(n)
+        ]
+    )
     return (
         config.lexical * lexical / lexical.max()
         + config.dense * dense / dense.max()
-        + config.window * window / window.max()
+        + config.window * np.where(alone, lexical / lexical.max(), window / window.max())
         + config.speaker * c.named
-        + config.length * c.words / (c.words + config.half_length)
+        + config.length * np.where(alone, 0.75, c.words / (c.words + config.half_length))
     )
 
 
@@ -123,13 +133,6 @@ def test_what_is_missing_counts_nothing():
 
 def test_idf():
     assert idf(100, [1, 100]) == pytest.approx([math.log(1 + 99.5 / 1.5), math.log(1 + 0.5 / 100.5)])
-
-
-def test_around():
-    session, position = around(np.array([4, 4, 7]), np.array([0, 2, 5]), 1)
-    assert list(zip(session.tolist(), position.tolist(), strict=True)) == [
-        (4, 0), (4, 1), (4, 2), (4, 3), (7, 4), (7, 5), (7, 6),
-    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
