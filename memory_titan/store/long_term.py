@@ -122,8 +122,8 @@ class LongTermMemory:
         for n, item in enumerate(items):
             terms = set(item.terms.tolist())
             seqs, nearest = self.backend.dense(item.vector, 4)
-            others = [seq for seq, cosine in zip(seqs.tolist(), nearest.tolist(), strict=True) if cosine >= TWIN]
-            held = self.backend.get([seq for seq in others if seq < item.seq], full=True) if others else []
+            alike = [seq for seq, cosine in zip(seqs.tolist(), nearest.tolist(), strict=True) if cosine >= TWIN]
+            held = self.backend.get([seq for seq in alike if seq < item.seq], full=True) if alike else []
             found[n] = found[n] or any(set(other.terms.tolist()) == terms for other in held)
         return found
 

@@ -113,7 +113,14 @@ class WordIndex:
     def nbytes(self) -> int:
         """Bytes of all arrays, room to grow included."""
         now = self._now
-        return now.bulk.nbytes + now.tail.nbytes + now.seqs.nbytes + now.lengths.nbytes + now.wordings.nbytes + now.alive.nbytes
+        return (
+            now.bulk.nbytes
+            + now.tail.nbytes
+            + now.seqs.nbytes
+            + now.lengths.nbytes
+            + now.wordings.nbytes
+            + now.alive.nbytes
+        )
 
     def add(self, seqs: ArrayLike, items: Sequence[Terms]) -> None:
         """Take in items; one may have no terms.
