@@ -27,8 +27,10 @@ class Ours:
     best_batch = 5000
 
     def __init__(self, path: Path, job: dict[str, Any]) -> None:
-        from memory_titan import LongTermMemoryConfig, TitansManager, __version__
+        from memory_titan import __version__
         from memory_titan.embedders import CallableEmbedder
+        from memory_titan.store.config import LongTermMemoryConfig
+        from memory_titan.store.manager import TitansManager
 
         self.version, self.path = __version__, path / "store"
         probe = np.eye(1, job["dim"], dtype=np.float32)
