@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -41,13 +41,14 @@ class Job:
 class Child:
     """The benchmark's side. Use as a context manager, so that no child outlives it."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Any, command: Sequence[str] = (sys.executable, "-m", __name__)) -> None:
+        """`job`: a dataclass with `threads`; `command`: of what speaks as this module does."""
         # Torch's threads wait for each other by spinning, which beside any other busy process makes two of them many
         # times slower than one. Waiting asleep costs almost nothing, and it costs every contender the same.
         environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": str(job.threads)}
         self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (closed in __exit__)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "memory_titan.benchmarks.child"],
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -74,9 +75,9 @@ class Child:
             on_progress(answer["progress"])
         return answer
 
-    def turn(self) -> dict[str, Any]:
-        """Let it time its parts once."""
-        self._tell({})
+    def turn(self, **order: Any) -> dict[str, Any]:
+        """Let it time its parts once, or do what it is told."""
+        self._tell(order)
         return self._hear()
 
     def _tell(self, message: dict[str, Any]) -> None:

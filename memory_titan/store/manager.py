@@ -92,11 +92,7 @@ class TitansManager:
     ) -> None:
         if architecture not in ARCHITECTURES:
             raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}; got {architecture!r}")
-        given = {
-            "short_term_size": short_term_size,
-            "long_term_size": long_term_size,
-            "persistent_size": persistent_size,
-        }
+        given = dict(zip(SIZES, (short_term_size, long_term_size, persistent_size), strict=True))
         for label, size in given.items():
             if size is not None and size < (label != "persistent_size"):
                 raise ValueError(f"{label} must be at least {int(label != 'persistent_size')}; got {size}")
@@ -195,8 +191,8 @@ class TitansManager:
             self.short_term.overflow()
             self._flush_uses()
             if self.long_term.due:
-                # none of them has left the window again
-                self.long_term.consolidate(items if len(items) <= self.short_term.size else ())
+                inside = len(items) <= self.short_term.size  # none has left the window again
+                self.long_term.consolidate(items if inside else ())
         if memory_type != "persistent" and replaced:
             self.backend.erase(at_once=False)
 
