@@ -27,7 +27,7 @@ from memory_titan.store.errors import StoreError
 from memory_titan.store.item import PLACES, SHORT, Hit, Item, MemoryType, Report, Seqs, Vector
 from memory_titan.store.long_term import LongTermMemory
 from memory_titan.store.names import lower_words, said, speaker_of, without_names
-from memory_titan.store.opening import PROBE, check_model, kept_settings
+from memory_titan.store.opening import PROBE, SIZES, check_model, kept_settings
 from memory_titan.store.persistent import PersistentMemory
 from memory_titan.store.ranking import RankingConfig
 from memory_titan.store.search import Search
