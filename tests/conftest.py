@@ -21,3 +21,4 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+    torch.set_flush_denormal(False)  # training sets it, for the whole process
