@@ -7,7 +7,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,8 +35,13 @@ def seconds(when: Time) -> float:
     if not isinstance(when, (int, float)) or isinstance(when, bool):
         raise ValueError(f"a time must be seconds since 1970, ISO 8601 or a datetime; got {when!r:.60}")
     if not FIRST <= when < LAST:  # NaN neither
-        raise ValueError(f"a time must lie in the years 1 to 9999; got {when:g} seconds")
+        raise ValueError(f"a time must lie in the years 1 to 9999; got {_shown(when)} seconds")
     return float(when)
+
+
+def _shown(seconds: float) -> str:
+    """A number for a message; an integer may have too many digits to be written."""
+    return f"{seconds:g}" if isinstance(seconds, float) or abs(seconds) < 2**63 else "far too many"
 
 
 def iso(created: float) -> str:
@@ -72,6 +77,14 @@ def check_text(text: Any, what: str, blank: bool = False) -> None:
         raise ValueError(f"{what} has a lone surrogate: it is no Unicode text ({text!r:.60})") from None
 
 
+def names_of(ids: Sequence[str] | str) -> list[str]:
+    """Ids as they are kept: one alone, or several; a number is its digits."""
+    names = [ids] if isinstance(ids, str) else [str(name) for name in ids]
+    for name in names:
+        check_text(name, "an id", blank=True)
+    return names
+
+
 def each(given: Any, count: int, name: str, one: type | tuple[type, ...]) -> list[Any]:
     """One for all, or one each."""
     if given is None or isinstance(given, one):
@@ -84,6 +97,9 @@ def each(given: Any, count: int, name: str, one: type | tuple[type, ...]) -> lis
 
 def export_items(backend: Backend, path: str | os.PathLike[str], size: int = 256) -> int:
     """Write every item to a file of JSON lines; how many."""
+    own = getattr(backend, "path", None)
+    if own is not None and os.path.exists(path) and os.path.samefile(own, path):
+        raise ValueError(f"{os.fspath(path)} is the store itself: export to another file")
     seqs = backend.select()
     with open(path, "w", encoding="utf-8") as file:
         for start in range(0, len(seqs), size):
