@@ -306,3 +306,14 @@ def test_titles_without_end_are_read_once():
     text = "Mr. " * 25_000
     assert len(sentences(text)) == 1 and weighted_terms(text)
     assert sentences("I saw Prof. Li. He left.") == ["I saw Prof. Li. ", "He left."]
+
+
+def test_a_file_whose_metadata_is_no_object(tmp_path):
+    from click.testing import CliRunner
+
+    from memory_titan.cli import main
+
+    (tmp_path / "bad.jsonl").write_text('{"content": "x", "metadata": "abc"}\n')
+    command = ["store", "add", str(tmp_path / "bad.jsonl"), "--path", str(tmp_path / "a.memory")]
+    done = CliRunner().invoke(main, command)
+    assert done.exit_code == 2 and "line 1: metadata must be an object" in done.output
