@@ -120,6 +120,8 @@ def _records(file: Path, lines: bool, extra: dict[str, Any]) -> Iterator[dict[st
                     or not record["content"].strip()
                 ):
                     raise ValueError(f"{file}, line {number}: expected an object with a text under content")
+                if not isinstance(record.get("metadata") or {}, dict):
+                    raise ValueError(f"{file}, line {number}: metadata must be an object")
                 yield {**record, "metadata": {**(record.get("metadata") or {}), **extra}}
         return
     try:

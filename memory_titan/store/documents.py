@@ -36,8 +36,13 @@ def seconds(when: Time) -> float:
     if not isinstance(when, (int, float)) or isinstance(when, bool):
         raise ValueError(f"a time must be seconds since 1970, ISO 8601 or a datetime; got {when!r:.60}")
     if not FIRST <= when < LAST:  # NaN neither
-        raise ValueError(f"a time must lie in the years 1 to 9999; got {when:g} seconds")
+        raise ValueError(f"a time must lie in the years 1 to 9999; got {_shown(when)} seconds")
     return float(when)
+
+
+def _shown(seconds: float) -> str:
+    """A number for a message; an integer may have too many digits to be written."""
+    return f"{seconds:g}" if isinstance(seconds, float) or abs(seconds) < 2**63 else "far too many"
 
 
 def iso(created: float) -> str:
@@ -88,7 +93,7 @@ def columns(
     metadatas = [{} if m is None else m for m in each(metadata, count, "metadata", dict)]
     for metadatum in metadatas:
         check_metadata(metadatum)
-    names = [uuid.uuid4().hex for _ in texts] if ids is None else [str(name) for name in ids]
+    names = [uuid.uuid4().hex for _ in texts] if ids is None else names_of(ids)
     if len(names) != count:
         raise ValueError(f"there are {count} documents and {len(names)} ids")
     if len(set(names)) != count:
@@ -99,10 +104,17 @@ def columns(
     sessions = each(session, count, "session", str)
     if session is None:
         sessions = [m["session"] if isinstance(m.get("session"), str) else None for m in metadatas]
-    for kind, labels in (("an id", set(names)), ("a session", {one for one in sessions if one is not None})):
-        for label in labels:
-            check_text(label, kind, blank=True)
+    for label in {one for one in sessions if one is not None}:
+        check_text(label, "a session", blank=True)
     return texts, metadatas, names, created, sessions
+
+
+def names_of(ids: Sequence[str] | str) -> list[str]:
+    """Ids as they are kept: one alone, or several; a number is its digits."""
+    names = [ids] if isinstance(ids, str) else [str(name) for name in ids]
+    for name in names:
+        check_text(name, "an id", blank=True)
+    return names
 
 
 def each(given: Any, count: int, name: str, one: type | tuple[type, ...]) -> list[Any]:
@@ -117,6 +129,9 @@ def each(given: Any, count: int, name: str, one: type | tuple[type, ...]) -> lis
 
 def export_items(backend: Backend, path: str | os.PathLike[str], size: int = 256) -> int:
     """Write every item to a file of JSON lines; how many."""
+    own = getattr(backend, "path", None)
+    if own is not None and os.path.exists(path) and os.path.samefile(own, path):
+        raise ValueError(f"{os.fspath(path)} is the store itself: export to another file")
     seqs = backend.select()
     with open(path, "w", encoding="utf-8") as file:
         for start in range(0, len(seqs), size):

@@ -207,12 +207,19 @@ class LongTermMemory:
 
     def recall(self, vector: Vector) -> Vector:
         """What the weights answer to `[dim]`."""
-        if not self.backend.exclusive or self._epoch is None:
-            self._follow(asking=True)
+        self._follow_asking()
         if self._void and not self.backend.read_only:
             with self.backend.transaction():
                 self.catch_up()
         return self.neural.recall(vector)
+
+    def _follow_asking(self) -> None:
+        """For a reader. While this process alone writes, its weights are ahead of the database, and left alone."""
+        if not self.backend.exclusive:
+            self._follow()
+        elif self._epoch is None:  # the transaction first: whoever writes takes the locks in this order
+            with self.backend.transaction():
+                self._follow()
 
     def lost_track(self) -> None:
         """A transaction was rolled back: the weights may have read what the database does not hold."""
@@ -226,14 +233,9 @@ class LongTermMemory:
             if self._void:
                 self._rebuild()
 
-    def _follow(self, asking: bool = False) -> None:
-        """To the database's checkpoint, then along its log. Void weights are empty until a writer makes them anew.
-
-        Who is only `asking` leaves them alone while a thread of this process writes: they are ahead of the database.
-        """
+    def _follow(self) -> None:
+        """To the database's checkpoint, then along its log. Void weights are empty until a writer makes them anew."""
         with self._lock:
-            if asking and self.backend.exclusive and self._epoch is not None:
-                return
             epoch, void, saved = self.backend.meta("epoch", [0, False, 0])
             if epoch != self._epoch or (saved > self.neural.written and not self._void):
                 self.neural.reset()
@@ -261,7 +263,7 @@ class LongTermMemory:
     def stats(self) -> dict[str, Any]:
         """JSON."""
         counts = self._counts()
-        self._follow(asking=True)
+        self._follow_asking()
         return {
             "items": self.backend.count(LONG),
             "size": self.size,

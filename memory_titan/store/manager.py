@@ -19,6 +19,7 @@ from memory_titan.store.documents import (
     batches,
     columns,
     export_items,
+    names_of,
     record,
     seconds,
     unit_rows,
@@ -100,6 +101,8 @@ class TitansManager:
         self.architecture = architecture
         self._lock = threading.RLock()  # one writer at a time
         self._closed = False
+        self._process = os.getpid()
+        self._unerased = False  # something was deleted that is in the file still
         self._uses: dict[int, int] = {}  # by seq, since they were last written down
         probe = self.embedder.encode([PROBE])[0]
         if vector_dim is not None and vector_dim != len(probe):
@@ -151,6 +154,9 @@ class TitansManager:
         Returns:
             their ids.
 
+        Texts are embedded and written 256 at a time, each time all or nothing: if a call with more of them fails or is
+        interrupted, what `progress` was told of is held.
+
         Raises:
             ValueError: not as many metadata, ids, times, sessions or vectors as texts; what cannot be stored; no room
                 where it goes.
@@ -193,8 +199,8 @@ class TitansManager:
             if self.long_term.due:
                 inside = len(items) <= self.short_term.size  # none has left the window again
                 self.long_term.consolidate(items if inside else ())
-        if memory_type != "persistent" and replaced:
-            self.backend.erase(at_once=False)
+        if replaced:
+            self._unerased = not self.backend.erase(at_once=False)
 
     # -- asking
 
@@ -224,7 +230,7 @@ class TitansManager:
             raise TypeError(f"query must be a text; got {type(query).__name__}")
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1; got {top_k}")
-        if where:
+        if where is not None:
             check_where(where)
         places = None
         if memory_types is not None:
@@ -255,7 +261,7 @@ class TitansManager:
         """
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1; got {top_k}")
-        if where:
+        if where is not None:
             check_where(where)
         self.backend.refresh()
         allowed = self.backend.select(where) if where else None
@@ -277,11 +283,12 @@ class TitansManager:
 
         return Memories(self.long_term.recall, self.persistent.vectors(), nearest_short, self.config.recall_weight)
 
-    def get(self, ids: Sequence[str]) -> list[dict[str, Any]]:
+    def get(self, ids: Sequence[str] | str) -> list[dict[str, Any]]:
         """The items with these ids that are there: content, id, metadata, created, session, source, surprise."""
-        found = self.backend.seqs_of(list(ids))
+        names = names_of(ids)
+        found = self.backend.seqs_of(names)
         items = {item.id: item for item in self.backend.get(list(found.values()))}
-        return [record(items[name]) for name in ids if name in items]
+        return [record(items[name]) for name in names if name in items]
 
     def __len__(self) -> int:
         return self.backend.count()
@@ -314,18 +321,19 @@ class TitansManager:
         """
         if ids is None and where is None:
             raise ValueError("say what to forget: ids, or where (where={} is everything)")
-        if where:
+        if where is not None:
             check_where(where)
-        names = [ids] if isinstance(ids, str) else ids
+        names = None if ids is None else names_of(ids)
         with self._writing():
             seqs = self.backend.select(where) if where is not None else None
             if names is not None:
-                named = np.array(sorted(self.backend.seqs_of(list(names)).values()), np.int64)
+                named = np.array(sorted(self.backend.seqs_of(names).values()), np.int64)
                 seqs = named if seqs is None else np.intersect1d(named, seqs)
             assert seqs is not None
             if len(seqs):
                 self._delete(seqs.tolist())
-        if len(seqs):
+                self._unerased = True
+        if self._unerased:  # by an earlier call that did not come to its end, perhaps
             self.erase()
         return len(seqs)
 
@@ -336,10 +344,13 @@ class TitansManager:
                 "what was forgotten is deleted, but another process is reading, and the file's log could not be "
                 "emptied; call erase() again"
             )
+        self._unerased = False
 
     def _delete(self, seqs: list[int]) -> None:
         items = self.backend.get(seqs)
-        self.embedder.discard([item.content for item in items])
+        # what was embedded is without the speaker's name; LangGraph's texts are embedded as they are
+        texts = {text for item in items for text in (item.content, said(item.content, item.speaker))}
+        self.embedder.discard(list(texts))
         self.long_term.forget(items)
         self.backend.delete(seqs)
         for seq in seqs:
@@ -394,7 +405,7 @@ class TitansManager:
     def close(self) -> None:
         """Write down what is still in memory, and let go of the file."""
         with self._lock:
-            if self._closed:
+            if self._closed or os.getpid() != self._process:  # a fork's child has nothing of its own to close
                 return
             self._closed = True
             try:

@@ -18,6 +18,8 @@ from memory_titan.store.terms import term_ids, tokenize
 
 CANDIDATES = 100  # by vectors and by words each, beside their neighbours
 SAME = 0.97  # cosine from which two items of the same words say the same
+TERMS = 1024  # of a query
+RENEWED = 256  # hits among which what is newer is sought: each is compared with each
 MORE = 10  # hits looked at beyond those asked for: one may be newer than what it replaces
 
 
@@ -45,17 +47,17 @@ class Search:
             ranking = Ranking(ranking.scores * factors, {name: x * factors for name, x in ranking.parts.items()})
         order = ranking.order()[: 4 * top_k]
         best, vectors = seqs[order], vectors[order]
-        alike = np.argwhere(np.triu(vectors @ vectors.T > SAME, 1))
-        looked_at = np.union1d(best[: top_k + MORE], best[alike.ravel()])
-        items = {item.seq: item for item in self.backend.get(looked_at)}
-        chosen, twins = _merged(best.tolist(), alike, items, top_k + MORE)
-        chosen, older = self._renewed(chosen, [items[int(best[at])] for at in chosen], ranking.scores[order], vectors)
+        items = {item.seq: item for item in self.backend.get(best)}
+        chosen, twins = _merged(best.tolist(), vectors, items, top_k + MORE)
+        first, rest = chosen[:RENEWED], chosen[RENEWED:]
+        first, older = self._renewed(first, [items[int(best[at])] for at in first], ranking.scores[order], vectors)
+        chosen = first + rest
         hits, used = [], []
         for at in chosen[:top_k]:
             item = items[int(best[at])]
             score = float(ranking.scores[order[at]]) / self._full
             hit = _hit(item, min(1.0, max(0.0, score)), ranking.explain(int(order[at])))
-            hit["duplicates"] = [items[int(best[twin])].id for twin, of in twins.items() if of == at]
+            hit["duplicates"] = [items[int(best[twin])].id for twin in twins[at]]
             hit["replaces"] = [items[int(best[old])].id for new, old in older if new == at]
             hit["replaced_by"] = next((items[int(best[new])].id for new, old in older if old == at), None)
             hits.append(hit)
@@ -83,7 +85,7 @@ class Search:
 
     def _ranked(self, query: str, plan: Plan, k: int, allowed: Seqs | None) -> tuple[Seqs, Vector, Ranking]:
         """Candidates, ascending, their vectors and their scores."""
-        backend, terms = self.backend, np.unique(term_ids(query))
+        backend, terms = self.backend, self._rarest(np.unique(term_ids(query)))
         near, _ = backend.dense(plan.vector, k, allowed)
         worded, _ = backend.lexical(terms, k, allowed)
         seqs = backend.around(np.union1d(near, worded), len(self.config.neighbours))
@@ -102,26 +104,51 @@ class Search:
         )
         return seqs, vectors, rank(candidates, self.config)
 
+    def _rarest(self, terms: NDArray[np.uint32]) -> NDArray[np.uint32]:
+        """Of a very long query the terms that are in the store and say most: its cost grows with terms times items."""
+        if len(terms) <= TERMS:
+            return terms
+        frequencies = self.backend.words_of(terms, np.zeros(0, np.int64)).frequencies
+        terms, frequencies = terms[frequencies > 0], frequencies[frequencies > 0]
+        return terms[np.sort(np.argsort(frequencies, kind="stable")[:TERMS])]
+
 
 def _merged(
-    best: list[int], alike: NDArray[np.int64], items: dict[int, Item], count: int
-) -> tuple[list[int], dict[int, int]]:
-    """Places of the first `count` that say different things, and each twin of theirs: place -> whose it is.
+    best: list[int], vectors: Vector, items: dict[int, Item], count: int
+) -> tuple[list[int], dict[int, list[int]]]:
+    """Places of the first `count` that say different things, and of each the places of its twins.
 
     Twins are near in meaning and have the same words: "on Thursday" and "on Friday" are none.
+
+    Args:
+        best: seqs, the best first.
+        vectors: `[len(best), dim]`.
+        items: by seq.
+        count: at most.
     """
     chosen: list[int] = []
-    twins: dict[int, int] = {}
+    twins: dict[int, list[int]] = {}
+    words: dict[int, frozenset[str]] = {}
+    held = np.empty((min(count, len(best)), vectors.shape[1]), np.float32)  # the chosen ones' vectors
     for place, seq in enumerate(best):
         if (item := items.get(seq)) is None:
-            continue  # not looked at, or deleted meanwhile
-        before = [int(at) for at in alike[alike[:, 1] == place, 0] if at in chosen]
-        words = set(tokenize(item.content)) if before else set()
-        of = next((at for at in before if set(tokenize(items[best[at]].content)) == words), None)
+            continue  # deleted meanwhile
+        of = None
+        near = np.flatnonzero(held[: len(chosen)] @ vectors[place] > SAME).tolist()
+        if near:
+            words[place] = frozenset(tokenize(item.content))
+            for at in (chosen[one] for one in near):
+                if at not in words:
+                    words[at] = frozenset(tokenize(items[best[at]].content))
+                if words[at] == words[place]:
+                    of = at
+                    break
         if of is not None:
-            twins[place] = of
+            twins[of].append(place)
         elif len(chosen) < count:  # once it is full, twins of the chosen may still follow
+            held[len(chosen)] = vectors[place]
             chosen.append(place)
+            twins[place] = []
     return chosen, twins
 
 

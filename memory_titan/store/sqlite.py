@@ -55,26 +55,35 @@ class SqliteBackend(SqliteFile):
     """See the module, and `SqliteFile` for the arguments."""
 
     def __init__(self, path: str | os.PathLike[str] | None, read_only: bool = False, durable: bool = False) -> None:
-        super().__init__(SCHEMA + TAGS_SCHEMA, path, read_only, durable)
         self._indexes: Indexes | None = None  # from open_indexes on
         self._seen, self._data_version = -1, -1  # the change that the indexes stand at
         self._added: dict[str | None, int] = {}  # items by session, of this transaction: not in the index yet
         self.dim: int | None = None
+        super().__init__(SCHEMA + TAGS_SCHEMA, path, read_only, durable)
 
-    def _begun(self) -> None:
+    def _beginning(self) -> None:
         self._added = {}
+        if self._seen < 0 and self._indexes is not None:
+            self.refresh()
+
+    def _fell_behind(self) -> None:
+        self._seen = -1  # they are built anew before they are next needed
 
     def close(self) -> None:
         """Finish; the file then stands alone, its log emptied."""
         with self._lock:
-            if not self.read_only:
-                with self.transaction():  # a reader that still stands before this builds its indexes anew
-                    self._db.execute("DELETE FROM gone")
-                    now = self._db.execute("SELECT value FROM meta WHERE key = 'change'").fetchone()
-                    self._db.execute("UPDATE meta SET value = ? WHERE key = 'gone_from'", now)
-            if self._indexes is not None:
-                self._indexes.close()
-            super().close()
+            if self._closed or self.forked:
+                return
+            try:
+                if not self.read_only:
+                    with self.transaction():  # a reader that still stands before this builds its indexes anew
+                        self._db.execute("DELETE FROM gone")
+                        now = self._db.execute("SELECT value FROM meta WHERE key = 'change'").fetchone()
+                        self._db.execute("UPDATE meta SET value = ? WHERE key = 'gone_from'", now)
+                if self._indexes is not None:
+                    self._indexes.close()
+            finally:
+                super().close()
 
     # -- writing, within a transaction
 
@@ -296,7 +305,9 @@ class SqliteBackend(SqliteFile):
         """Catch up with what another process has written."""
         if self._seen >= 0 and not self.read_only:
             return  # the only writer
+        self._check_open()
         with self._lock:
+            self._check_open()
             version = self._db.execute("PRAGMA data_version").fetchone()[0]
             if self._seen >= 0 and version == self._data_version:
                 return
@@ -317,6 +328,7 @@ class SqliteBackend(SqliteFile):
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 raise self._plain(error) from error
+            self._seen = -1  # until all of it is done
             if gone and self.indexes.newest >= 0:
                 self.indexes.remove(np.array([row[0] for row in gone], np.int64))
             for part in _parts(new, 8192):

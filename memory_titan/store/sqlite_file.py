@@ -41,22 +41,31 @@ class SqliteFile:
     def __init__(
         self, schema: str, path: str | os.PathLike[str] | None, read_only: bool = False, durable: bool = False
     ) -> None:
-        self.path = None if path is None else Path(path)
+        # One name for a file, whatever links lead to it and whatever folder the process goes to later.
+        self.path = None if path is None else Path(os.path.realpath(path))
         self.read_only = read_only
         self.exclusive = not read_only
         self._lock = threading.RLock()
         self._depth = 0  # of nested transactions
         self._owner: int | None = None  # thread that is within one
         self._file_lock: FileLock | None = None
+        self._closed = False
+        self._process = os.getpid()
         self.erasing = 5.0  # seconds to wait for readers before the log can be emptied
         self._pool: queue.LifoQueue[sqlite3.Connection] = queue.LifoQueue()
-        if read_only and (self.path is None or not self.path.exists()):
+        if read_only and (self.path is None or not os.path.exists(self.path)):
             raise StoreFileError(f"there is no store to read at {path}")
+        if self.path is not None and os.path.exists(self.path) and not os.path.isfile(self.path):
+            raise StoreFileError(f"{path} is no file")  # opening a pipe would wait for ever
         try:
+            unfinished = False
             if self.path is not None and not read_only:
                 self._claim(self.path)
+                unfinished = self._log_of(self.path).exists()
             self._db = self._connect(read_only)
             self._prepare(schema, durable)
+            if unfinished:  # who wrote last died; what it deleted may be in the log still
+                self.erase()
         except BaseException as error:
             self._release()
             if isinstance(error, (sqlite3.Error, OSError)):
@@ -68,7 +77,8 @@ class SqliteFile:
     def _claim(self, path: Path) -> None:
         if not path.parent.is_dir():
             raise StoreFileError(f"there is no folder {path.parent} to make a store in")
-        self._file_lock = FileLock(f"{path}.lock", timeout=0)
+        # not of a thread: another one may close
+        self._file_lock = FileLock(f"{path}.lock", timeout=0, thread_local=False)
         try:
             self._file_lock.acquire()
         except Timeout:
@@ -82,9 +92,8 @@ class SqliteFile:
     def _connect(self, read_only: bool) -> sqlite3.Connection:
         if self.path is None:
             return sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
-        uri = f"file:{quote(str(self.path.absolute()))}?mode={'ro' if read_only else 'rwc'}"
-        log = self.path.with_name(f"{self.path.name}-wal")
-        if read_only and not log.exists() and not os.access(self.path.parent, os.W_OK):
+        uri = f"file:{quote(os.fsencode(self.path))}?mode={'ro' if read_only else 'rwc'}"
+        if read_only and not self._log_of(self.path).exists() and not os.access(self.path.parent, os.W_OK):
             uri += "&immutable=1"  # nobody can be writing, and SQLite could not make the files that it reads along with
         db = sqlite3.connect(uri, uri=True, check_same_thread=False, isolation_level=None, timeout=10.0)
         db.execute("PRAGMA mmap_size=0")
@@ -119,16 +128,34 @@ class SqliteFile:
     def close(self) -> None:
         """Finish; the file then stands alone, its log emptied."""
         with self._lock:
-            self.erase()
-            while not self._pool.empty():
-                self._pool.get_nowait().close()
-            self._db.close()
-            self._release()
+            self._closed = True
+            try:
+                self.erase()
+            finally:
+                while not self._pool.empty():
+                    self._pool.get_nowait().close()
+                self._db.close()
+                self._release()
 
     def _release(self) -> None:
         if self._file_lock is not None:
             self._file_lock.release()
             self._file_lock = None
+
+    @staticmethod
+    def _log_of(path: Path) -> Path:
+        return path.with_name(f"{path.name}-wal")
+
+    @property
+    def forked(self) -> bool:
+        """Whether this is a child of the process that opened the file: SQLite's connections are not for it."""
+        return self.path is not None and os.getpid() != self._process
+
+    def _check_open(self) -> None:
+        if self.forked:
+            raise StoreError(f"{self.path} was opened before this process was forked: open it again here")
+        if self._closed:
+            raise StoreError(f"{self.path or 'the store in memory'} is closed")
 
     def _plain(self, error: Exception) -> StoreError:
         """What SQLite says, said plainly."""
@@ -150,6 +177,7 @@ class SqliteFile:
         """All or nothing; nested ones are part of the outermost. The indexes follow once it is committed."""
         if self.read_only:
             raise StoreReadOnlyError(f"{self.path} was opened for reading")
+        self._check_open()
         with self._lock:
             if self._depth:
                 self._depth += 1
@@ -158,19 +186,21 @@ class SqliteFile:
                 finally:
                     self._depth -= 1
                 return
-            try:
-                self._db.execute("BEGIN IMMEDIATE")
-            except sqlite3.Error as error:
-                raise self._plain(error) from error
-            self._depth, self._owner = 1, threading.get_ident()
-            self._begun()
+            self._beginning()
             self._change: int | None = None
             self._after: list[Callable[[], None]] = []
+            committing = finished = False
             try:
+                self._db.execute("BEGIN IMMEDIATE")
+                self._depth, self._owner = 1, threading.get_ident()
                 yield
                 if self._change is not None:
                     self._db.execute("UPDATE meta SET value = ? WHERE key = 'change'", (str(self._change),))
+                committing = True
                 self._db.execute("COMMIT")
+                for action in self._after:
+                    action()
+                finished = True
             except BaseException as error:
                 if self._db.in_transaction:
                     with contextlib.suppress(sqlite3.Error):
@@ -180,11 +210,14 @@ class SqliteFile:
                 raise
             finally:
                 self._depth, self._owner = 0, None
-            for action in self._after:
-                action()
+                if committing and not finished:  # interrupted, as by Ctrl-C
+                    self._fell_behind()
 
-    def _begun(self) -> None:
-        """A transaction has begun."""
+    def _beginning(self) -> None:
+        """A transaction is about to begin."""
+
+    def _fell_behind(self) -> None:
+        """What was committed may not be, or not wholly, in the indexes."""
 
     def _next_change(self) -> int:
         if self._change is None:
@@ -194,27 +227,36 @@ class SqliteFile:
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
         """A connection to read from; within a transaction, and in memory, the writer's own."""
-        if self.path is None or self._owner == threading.get_ident():
+        if self._owner == threading.get_ident() and not self.forked:
+            yield self._db
+            return
+        self._check_open()
+        if self.path is None:
             with self._lock:
+                self._check_open()
                 yield self._db
             return
+        db = None
         try:
-            db = self._pool.get_nowait()
-        except queue.Empty:
-            db = self._connect(read_only=True)
-        try:
+            try:
+                db = self._pool.get_nowait()
+            except queue.Empty:
+                db = self._connect(read_only=True)
             yield db
-        except sqlite3.Error as error:
-            db.close()
-            raise self._plain(error) from error
-        if self._pool.qsize() < READERS:
+        except BaseException as error:
+            if db is not None:
+                db.close()
+            if isinstance(error, sqlite3.Error):
+                raise self._plain(error) from error
+            raise
+        if self._pool.qsize() < READERS and not self._closed:
             self._pool.put(db)
         else:
             db.close()
 
     def erase(self, at_once: bool = True) -> bool:
         """Empty the write-ahead log, so that nothing deleted is left in a file. False while a reader still needs it."""
-        if self.path is None or self.read_only:
+        if self.path is None or self.read_only or self.forked:
             return True
         with self._lock:
             try:
@@ -232,14 +274,17 @@ class SqliteFile:
         """Of the file and its write-ahead log."""
         if self.path is None:
             return 0
-        files = [self.path, self.path.with_name(self.path.name + "-wal")]
+        files = [self.path, self._log_of(self.path)]
         return sum(file.stat().st_size for file in files if file.exists())
 
     def backup(self, path: str | os.PathLike[str]) -> None:
         """Copy the store, while it is in use, to a new file."""
         if Path(path).exists():
             raise StoreError(f"{path} is there already")
-        copy = sqlite3.connect(path)
+        try:
+            copy = sqlite3.connect(path)
+        except sqlite3.Error as error:
+            raise StoreError(f"{path} cannot be written: {error}") from error
         try:
             with self._reading() as db:
                 db.backup(copy)

@@ -79,7 +79,8 @@ def sentences(text: str) -> list[str]:
     """The sentences of a text, each with the space after it; joined they are the text, and some of them split alike."""
     pieces, start = [], 0
     for gap in _BREAK.finditer(text):
-        if gap.start() > start and ("\n" in gap[0] or not _SHORT.search(text, start, gap.start())):
+        near = max(start, gap.start() - 8)  # longer than any of _SHORT; a text of "Mr. Mr. Mr." is not read again whole
+        if gap.start() > start and ("\n" in gap[0] or not _SHORT.search(text, near, gap.start())):
             pieces.append(text[start : gap.end()])
             start = gap.end()
     return [*pieces, text[start:]] if start < len(text) else pieces
