@@ -69,7 +69,7 @@ def store() -> None:
               show_default=True, help="Where the texts go.")  # fmt: skip
 @click.option("--metadata", metavar="JSON", help='For every item, beside its own: \'{"user": "u1"}\'.')
 @click.option(
-    *both("long_term_size"), type=click.IntRange(min=1), help="Items the long-term memory holds.  [default: 100000]"
+    *both("long_term_size"), type=click.IntRange(min=1), help="Items the long-term memory holds.  [a new file: 100000]"
 )
 @click.option("--lines", is_flag=True, help="Plain text: an item a line, not a paragraph.")
 @plainly
@@ -81,8 +81,9 @@ def add(files: tuple[Path, ...], metadata: str | None, long_term_size: int | Non
     """
     extra = _object(metadata, "--metadata")
     counts = {file: sum(1 for _ in _records(file, lines, extra)) for file in files}  # all is checked before it is added
+    size = _size(long_term_size, where)
     with (
-        open_store(**where, must_exist=False, long_term_size=long_term_size or 100_000) as titans,
+        open_store(**where, must_exist=False, long_term_size=size) as titans,
         steps(sum(counts.values()), "adding") as step,
     ):
         for file in files:
@@ -94,13 +95,23 @@ def add(files: tuple[Path, ...], metadata: str | None, long_term_size: int | Non
                 done = now
 
             records = ({**record, "memory_type": memory_type} for record in _records(file, lines, extra))
-            titans.import_items(records, progress)
+            try:
+                titans.import_items(records, progress)
+            except KeyboardInterrupt:
+                click.echo(f"interrupted; {done} items of {file} were added", err=True)
+                raise SystemExit(130) from None
         report = titans.consolidate_memories()
         stats = titans.stats()
     click.echo(
         f"{sum(counts.values())} items added; {stats['items']} held, {stats['long_term']['items']} in the long-term "
         f"memory, {len(report.rejected)} not taken into it"
     )
+
+
+def _size(given: int | None, where: dict[str, Any]) -> int | None:
+    """Of the long-term memory: as given; 100,000 for a new file; else as the store has it."""
+    new = where["path"] is not None and not where["path"].exists()
+    return given if given is not None or not new else 100_000
 
 
 def _records(file: Path, lines: bool, extra: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -221,14 +232,15 @@ def export(output: Path, force: bool, **where: Any) -> None:
 @store.command("import")
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @store_options
-@click.option(*both("long_term_size"), type=click.IntRange(min=1), default=100_000, show_default=True,
-              help="Items the long-term memory holds.")  # fmt: skip
+@click.option(
+    *both("long_term_size"), type=click.IntRange(min=1), help="Items the long-term memory holds.  [a new file: 100000]"
+)
 @plainly
-def import_command(file: Path, long_term_size: int, **where: Any) -> None:
+def import_command(file: Path, long_term_size: int | None, **where: Any) -> None:
     """Add the items of an export again, with their ids, times and places; those that are there are replaced."""
     total = sum(1 for _ in _records(file, False, {}))
     with (
-        open_store(**where, must_exist=False, long_term_size=long_term_size) as titans,
+        open_store(**where, must_exist=False, long_term_size=_size(long_term_size, where)) as titans,
         steps(total, "importing") as step,
     ):
         done = 0
