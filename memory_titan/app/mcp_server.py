@@ -24,6 +24,7 @@ from memory_titan.app.checks import NAME, QUERY, TEXT, TOP_K, check_string, chec
 from memory_titan.app.embedding import load_embedder
 from memory_titan.store.item import Source
 from memory_titan.store.manager import TitansManager
+from memory_titan.store.where import is_everything
 
 INSTRUCTIONS = """\
 A long-term memory that outlives this conversation. Call recall before answering anything that may rest on what was said
@@ -169,7 +170,7 @@ def create_server(manager: TitansManager) -> MCPServer[Any]:
         match go; with both, those of the ids that match. Returns how many were erased.
         """
         with _plainly():
-            if ids is None and not where:
+            if ids is None and (not where or is_everything(where)):
                 raise ValueError("say what to forget: ids, or a where that is not empty")
             return Forgotten(forgotten=manager.forget(ids, where))
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from memory_titan.store.backend import Backend
 from memory_titan.store.item import Item, Vector
+from memory_titan.store.names import said
 from memory_titan.store.where import check_metadata
 
 Time = float | str | datetime.datetime
@@ -177,3 +178,9 @@ def unit_rows(given: Any, count: int, dim: int | None) -> Vector:
         raise ValueError("vectors must be finite")
     lengths = np.linalg.norm(rows, axis=-1, keepdims=True)
     return np.asarray(rows / np.where(lengths > 0, lengths, 1), np.float32)
+
+
+def embedded_texts(items: Sequence[Item]) -> list[str]:
+    """What may have been embedded for items, which an embedder shall not remember when they are deleted."""
+    # usually without the speaker's name before it; texts that came with their vectors as they are
+    return list({text for item in items for text in (item.content, said(item.content, item.speaker))})

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,9 +36,18 @@ class LongTermMemory:
         size: items.
         dim: of the embeddings.
         config: how it decides.
+        let_go: told of the items that the memory deletes.
     """
 
-    def __init__(self, backend: Backend, size: int, dim: int, config: LongTermMemoryConfig) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        size: int,
+        dim: int,
+        config: LongTermMemoryConfig,
+        let_go: Callable[[list[Item]], object] = len,
+    ) -> None:
+        self._let_go = let_go
         self.backend, self.size, self.config = backend, size, config
         self.neural = NeuralRecall(dim, config, size)
         # What is not used loses `forget_rate` of its value with every `size` items that come by.
@@ -93,10 +102,10 @@ class LongTermMemory:
             if item.places:
                 rows.append((item.seq, item.places, surprise, item.value))
             else:
-                lost.append(item.seq)
+                lost.append(item)
         self.backend.update(rows)
         if lost:
-            self.backend.delete(lost)
+            self._delete(lost)
         if admitted:
             written = np.stack([item.vector for item in admitted])
             self.backend.append_log(self.neural.written, written)
@@ -107,6 +116,10 @@ class LongTermMemory:
             for item in admitted:
                 self._keeper.hold(item.seq, impression(item.content, item.surprise or 0.0), int(item.value))
         self._keep_counts(counts)
+
+    def _delete(self, items: list[Item]) -> None:
+        self._let_go(items)
+        self.backend.delete([item.seq for item in items])
 
     def _twins(self, items: list[Item], vectors: Vector) -> list[bool]:
         """Whether each item says, in the same words, what an item before it says that is held."""
@@ -132,7 +145,7 @@ class LongTermMemory:
             return
         victims = self.backend.get(gone)
         self.backend.update((i.seq, i.places & ~LONG, i.surprise, i.value) for i in victims if i.places & ~LONG)
-        self.backend.delete([item.seq for item in victims if not item.places & ~LONG])
+        self._delete([item for item in victims if not item.places & ~LONG])
         report.evicted += [item.id for item in victims]
         counts = self._counts()
         counts["evicted"] += len(victims)

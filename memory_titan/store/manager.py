@@ -18,6 +18,7 @@ from memory_titan.store.documents import (
     Time,
     batches,
     columns,
+    embedded_texts,
     export_items,
     names_of,
     record,
@@ -112,8 +113,10 @@ class TitansManager:
             check_model(self.backend, self.embedder, probe)
             sizes, self.config = kept_settings(self.backend, given, long_term_config)
             self.backend.open_indexes(len(probe))
-            self.short_term = ShortTermMemory(self.backend, sizes["short_term_size"])
-            self.long_term = LongTermMemory(self.backend, sizes["long_term_size"], len(probe), self.config)
+            self.short_term = ShortTermMemory(self.backend, sizes["short_term_size"], self._discard)
+            self.long_term = LongTermMemory(
+                self.backend, sizes["long_term_size"], len(probe), self.config, self._discard
+            )
             self.persistent = PersistentMemory(self.backend, sizes["persistent_size"])
             self._search = Search(self.backend, ranking or RankingConfig())
         except BaseException:
@@ -242,7 +245,8 @@ class TitansManager:
         if where or places is not None or after is not None or before is not None:
             low, high = (None if t is None else seconds(t) for t in (after, before))
             allowed = self.backend.select(where, places, low, high)
-        vector = self._encode_query(without_names(query, self.backend.name_words()))
+        vector = self.embedder.encode_query(without_names(query, self.backend.name_words()))
+        self._check_width(vector[None])
         plan = ARCHITECTURES[self.architecture](vector, self._memories())
         hits, seqs = self._search(query, plan, top_k, allowed)
         self._found(seqs)
@@ -348,13 +352,14 @@ class TitansManager:
 
     def _delete(self, seqs: list[int]) -> None:
         items = self.backend.get(seqs)
-        # what was embedded is without the speaker's name; LangGraph's texts are embedded as they are
-        texts = {text for item in items for text in (item.content, said(item.content, item.speaker))}
-        self.embedder.discard(list(texts))
+        self._discard(items)
         self.long_term.forget(items)
         self.backend.delete(seqs)
         for seq in seqs:
             self._uses.pop(seq, None)
+
+    def _discard(self, items: list[Item]) -> None:
+        self.embedder.discard(embedded_texts(items))
 
     def _flush_uses(self) -> None:
         if self._uses:
@@ -434,11 +439,6 @@ class TitansManager:
                 raise
 
     # -- the model
-
-    def _encode_query(self, query: str) -> Any:
-        vector = self.embedder.encode_query(query)
-        self._check_width(vector[None])
-        return vector
 
     def _check_width(self, vectors: Any) -> None:
         if vectors.shape[1] != self.backend.dim:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from memory_titan.store.backend import Backend
@@ -14,10 +15,11 @@ class ShortTermMemory:
     Args:
         backend: the store.
         size: items.
+        let_go: told of the items that the memory deletes.
     """
 
-    def __init__(self, backend: Backend, size: int) -> None:
-        self.backend, self.size = backend, size
+    def __init__(self, backend: Backend, size: int, let_go: Callable[[list[Item]], object] = len) -> None:
+        self.backend, self.size, self._let_go = backend, size, let_go
 
     def add(self, items: list[Item], offered: bool, window: bool) -> None:
         """Mark items before they are inserted: to be in the window, to be offered to the long-term memory."""
@@ -35,8 +37,9 @@ class ShortTermMemory:
             (item.seq, item.places & ~SHORT | (0 if item.places & LONG else PENDING), item.surprise, item.value)
             for item in stay
         )
-        if rejected := [item.seq for item in items if not (item.places & (LONG | PENDING) or item.surprise is None)]:
-            self.backend.delete(rejected)
+        if rejected := [item for item in items if not (item.places & (LONG | PENDING) or item.surprise is None)]:
+            self._let_go(rejected)
+            self.backend.delete([item.seq for item in rejected])
 
     def offer_all(self) -> None:
         """Offer what was not offered yet to the long-term memory; it stays in the window. Within a transaction."""

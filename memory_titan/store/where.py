@@ -157,6 +157,11 @@ def _parse(where: Any) -> Node:
     return node
 
 
+def is_everything(where: dict[str, Any]) -> bool:
+    """Whether a filter has no condition at all, as {} and {"$and": [{}]}."""
+    return not any(isinstance(leaf, Condition) for leaf in _leaves(_parse(where)))
+
+
 def _leaves(node: Node) -> list[Node]:
     if isinstance(node, Condition) or not node.parts:
         return [node]

@@ -74,6 +74,18 @@ def test_nor_in_the_embedders_cache(tmp_path):
     titans.close()
 
 
+def test_what_the_memory_lets_go_leaves_the_cache_too(tmp_path):
+    embedder = CachedEmbedder(BagEmbedder())
+    titans = TitansManager(embedder, short_term_size=4, long_term_size=16)
+    texts = [f"Ann: text number {n} of word{n}" for n in range(200)]
+    held = {item["content"] for item in titans.get(titans.add_documents(texts))}
+    calls = embedder.embedder.calls
+    embedder.encode([text.removeprefix("Ann: ") for text in texts if text in held][-4:])
+    assert len(held) < 100 and embedder.embedder.calls == calls
+    embedder.encode([text.removeprefix("Ann: ") for text in texts if text not in held][:1])
+    assert embedder.embedder.calls == calls + 1
+
+
 def test_a_reader_in_the_way_is_told_of(tmp_path):
     """A reader's open snapshot keeps old pages in use: forget says so, and erase() finishes the work later."""
     titans = filled(tmp_path / "a.memory")
