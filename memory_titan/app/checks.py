@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
+from memory_titan.store.documents import check_text, seconds
 
 TOP_K = 100
 NAME = 256  # characters of an id, and of a session's name
@@ -11,29 +11,18 @@ QUERY = 10_000
 
 
 def check_string(text: str, what: str, longest: int) -> None:
-    """ValueError if it is empty, too long, or no text."""
-    if not text.strip():
-        raise ValueError(f"{what} is empty")
+    """ValueError if it is empty, too long, or no text that a store keeps."""
     if len(text) > longest:
         raise ValueError(f"{what} has {len(text)} characters; at most {longest} are taken")
-    if "\0" in text:
-        raise ValueError(f"{what} has a NUL character, which databases do not keep")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"{what} has half a surrogate pair; it is no Unicode text") from None
+    check_text(text, what)
 
 
 def check_time(when: float | str | None, what: str) -> None:
     """ValueError if it is no time, or one that cannot be written as a date in UTC."""
     try:
-        if isinstance(when, str):
-            moment = datetime.fromisoformat(when.replace("Z", "+00:00"))
-            if moment.tzinfo:
-                moment.astimezone(timezone.utc)
-        elif when is not None:
-            datetime.fromtimestamp(when, timezone.utc)
-    except (ValueError, OverflowError, OSError) as error:
+        if when is not None:
+            seconds(when)
+    except ValueError as error:
         raise ValueError(f"{what} must be seconds since 1970 or ISO 8601, of the years 1 to 9999") from error
 
 

@@ -106,10 +106,6 @@ class NeuralRecall:
             hidden = _silu(hidden @ weight)
         return np.asarray(hidden @ weights[-1], np.float32)
 
-    def familiarity(self, vector: Vector) -> float:
-        """0 to 1: how well the memory knows `[dim]`; 1 - |M(x) - x|^2, no less than 0."""
-        return float(max(0.0, 1.0 - np.square(self.recall(vector) - vector).sum()))
-
     @property
     def norm(self) -> float:
         """Of all its weights together."""
