@@ -8,7 +8,7 @@ from memory_titan.hybrid.engine import HybridEngine
 from memory_titan.memory.neural.config import NeuralMemoryConfig
 from memory_titan.memory.neural.layer import NeuralMemory, NeuralMemoryState
 from memory_titan.memory.neural.presets import PRESETS
-from memory_titan.memory.neural.trace import trace, writing_price
+from memory_titan.memory.trace import trace, writing_price
 from memory_titan.store.config import LongTermMemoryConfig
 from memory_titan.store.manager import TitansManager
 

@@ -23,7 +23,7 @@ from memory_titan.graft.session import MemorySession
 from memory_titan.memory.neural.chunk import read_memory
 from memory_titan.memory.neural.layer import NeuralMemory, NeuralMemoryState
 from memory_titan.memory.neural.mesa import read_mesa
-from memory_titan.memory.neural.trace import trace
+from memory_titan.memory.trace import trace
 from memory_titan.tasks.examples import encode
 from memory_titan.tasks.sample import Sample, SampleError
 

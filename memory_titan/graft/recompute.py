@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from memory_titan.graft.hooks import Graft
 from memory_titan.graft.session import MemorySession, SessionState
-from memory_titan.memory.neural.trace import Traceable
+from memory_titan.memory.trace import Traceable
 
 
 def recomputed(graft: Graft, session: MemorySession, **given: Any) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from memory_titan.graft.model import MemoryModel
 from memory_titan.graft.session import MemorySession
 from memory_titan.memory.neural.layer import NeuralMemory
-from memory_titan.memory.neural.trace import Trace, trace
+from memory_titan.memory.trace import Trace, trace
 from memory_titan.tasks.examples import Stretch
 
 

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from grafts import ARCHITECTURES, ids, loud
 from memory_titan.graft.lower import lower_states, skipping
-from memory_titan.memory.neural.trace import trace, writing_price
+from memory_titan.memory.trace import trace, writing_price
 
 DIRECTION = torch.randn(32, generator=torch.Generator().manual_seed(0))
 

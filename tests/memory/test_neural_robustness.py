@@ -20,7 +20,7 @@ import laws
 from memory_titan import NeuralMemory
 from memory_titan.memory.neural import layer
 from memory_titan.memory.neural.presets import PRESETS
-from memory_titan.memory.neural.trace import trace, writing_price
+from memory_titan.memory.trace import trace, writing_price
 from test_neural_memory import CHUNK, build
 
 LENGTH = 2 * CHUNK + 2

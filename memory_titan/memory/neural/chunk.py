@@ -36,9 +36,10 @@ from memory_titan.memory.neural.carry import (
 from memory_titan.memory.neural.coefficients import Channel, Scalar
 from memory_titan.memory.neural.fused.node import can_fuse, fused_chunks
 from memory_titan.memory.neural.retention import answering, size_factor
-from memory_titan.memory.neural.rule import FastWeights, Gates, Rule, Surprise, surprise_of
+from memory_titan.memory.neural.rule import FastWeights, Gates, Rule, surprise_of
 from memory_titan.memory.neural.spans import Spans, common_position
 from memory_titan.memory.neural.step import fits_step, is_usual, step_memory
+from memory_titan.memory.surprise import Surprise
 
 Matrices = tuple[Tensor, ...]
 

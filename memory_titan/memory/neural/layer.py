@@ -19,18 +19,20 @@ import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
+from memory_titan.memory.convolution import causal_convolution, unit
+from memory_titan.memory.finite import finite_rows, valid_tokens
 from memory_titan.memory.neural.carry import present_weights
 from memory_titan.memory.neural.chunk import chunk_memory, read_memory
 from memory_titan.memory.neural.config import NeuralMemoryConfig
 from memory_titan.memory.neural.features import feature_size, polynomial_features
-from memory_titan.memory.neural.finite import finite_rows, valid_tokens
 from memory_titan.memory.neural.fused.threads import one_thread
 from memory_titan.memory.neural.mesa import mesa_memory, read_mesa
 from memory_titan.memory.neural.presets import PRESETS
-from memory_titan.memory.neural.projections import Gating, causal_convolution, unit
-from memory_titan.memory.neural.rule import FastWeights, Gates, Rule, Surprise
+from memory_titan.memory.neural.projections import Gating
+from memory_titan.memory.neural.rule import FastWeights, Gates, Rule
 from memory_titan.memory.neural.structure import Structure
-from memory_titan.memory.neural.trace import Trace, Traceable
+from memory_titan.memory.surprise import Surprise
+from memory_titan.memory.trace import Trace, Traceable
 
 PIECE = 1 << 18  # numbers of x read at a time where no gradient is wanted: 1 MB, at no cost in time
 SMALL = 1 << 22  # weights, all rows together, up to which one thread does a token: measured faster up to there

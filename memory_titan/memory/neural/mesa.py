@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from memory_titan.memory.neural.coefficients import products
-from memory_titan.memory.neural.rule import LOG_FLOOR, FastWeights, Gates, Surprise, safe_norm
+from memory_titan.memory.neural.rule import LOG_FLOOR, FastWeights, Gates, safe_norm
+from memory_titan.memory.surprise import Surprise
 
 CHUNK = 16  # tokens at a time; no part of the function
 

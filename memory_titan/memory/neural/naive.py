@@ -29,7 +29,8 @@ from torch import Tensor
 from memory_titan.memory.neural.bias import bias_loss, loss_over_gradient
 from memory_titan.memory.neural.orthogonal import newton_schulz
 from memory_titan.memory.neural.retention import answering, at_boundary, size_factor
-from memory_titan.memory.neural.rule import LOG_FLOOR, Gates, Rule, Surprise
+from memory_titan.memory.neural.rule import LOG_FLOOR, Gates, Rule
+from memory_titan.memory.surprise import Surprise
 
 Matrices = Sequence[Tensor]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from memory_titan.memory.neural.bias import Bias
 from memory_titan.memory.neural.retention import Retention
 from memory_titan.memory.neural.structure import Structure
 from memory_titan.memory.state import MemoryState
+from memory_titan.memory.surprise import Surprise
 
 InnerGradient = Literal["exact", "anchored", "token"]
 LOG_FLOOR = -60.0  # exp(-60) = 9e-27: a gate that is shut, without an infinity that would spoil gradients
@@ -144,20 +145,6 @@ class Gates:
         """`function` of every tensor that is there."""
         rest = (self.log_momentum, self.threshold, self.context)
         return Gates(function(self.step), function(self.log_keep), *(None if x is None else function(x) for x in rest))
-
-
-class Surprise(NamedTuple):
-    """How unexpected each token was just before it was written; all `[B, H, T]`.
-
-    loss: the attentional bias; for l2, `|M(k) - v|^2`.
-    gradient: the norm of its gradient over all weights (for l2, of half the loss), the step not counted.
-    write: the norm of what the token's own loss adds to the weights by its own step; with windows or Muon that is not
-        all that it moves.
-    """
-
-    loss: Tensor
-    gradient: Tensor
-    write: Tensor
 
 
 @dataclass(frozen=True)

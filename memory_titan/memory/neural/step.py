@@ -13,8 +13,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from memory_titan.memory.neural.rule import LOG_FLOOR, FastWeights, Gates, Rule, Surprise, surprise_of
+from memory_titan.memory.neural.rule import LOG_FLOOR, FastWeights, Gates, Rule, surprise_of
 from memory_titan.memory.neural.structure import ACTIVATIONS
+from memory_titan.memory.surprise import Surprise
 
 
 def fits_step(rule: Rule, state: FastWeights, tokens: int, position: int | None) -> bool:

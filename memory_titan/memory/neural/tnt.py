@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from memory_titan.memory.neural.layer import NeuralMemory, NeuralMemoryState
-from memory_titan.memory.neural.rule import Surprise
 from memory_titan.memory.state import MemoryState
+from memory_titan.memory.surprise import Surprise
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from memory_titan.memory.neural.rule import Surprise
+from memory_titan.memory.surprise import Surprise
 
 
 @dataclass(frozen=True)
