@@ -1,0 +1,1 @@
+"""Slots: read and written by content, the stalest forgotten first."""
