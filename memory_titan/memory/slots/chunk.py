@@ -1,8 +1,8 @@
 """Slots, a chunk at a time: the same as `naive.py`, in matrix products.
 
-What makes it parallel: whether a token's key is known is judged by the slots at the chunk's start and by the chunk's keys
-before it, which does not wait for what those wrote. So the chunk's tokens know at once which new slots they take; with
-these every cosine, and with the cosines every address. Contents are then a linear recurrence with decays a slot,
+What makes it parallel: whether a token's key is known is judged by the slots at the chunk's start and by the chunk's
+keys before it, which does not wait for what those wrote. So the chunk's tokens know at once which new slots they take;
+with these every cosine, and with the cosines every address. Contents are then a linear recurrence with decays a slot,
 
     M_t = diag(a_t) M_{t-1} + w_t u_t^T,    u_t = g_t v_t - g_t e_t r_t,    r_t = w_t^T diag(a_t) M_{t-1}
 
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -52,7 +53,8 @@ def chunk_slots(
         for begin in range(0, T, C) if first == 0 else [0, *range(C - first, T, C)]:
             end = min(T, C - first if begin < C - first else begin + C)
             place = (first + begin) % C
-            piece = SlotGates(*(None if x is None else x[:, :, begin:end] for x in gates))
+            part = slice(begin, end)
+            piece = gates.map(itemgetter((..., part)))
             y, told, state = _stretch(
                 q[:, :, begin:end], k[:, :, begin:end], v[:, :, begin:end], piece, state, rule, place, None
             )
@@ -91,11 +93,11 @@ def _on_a_grid(
         return x.gather(2, index if x.dim() == 3 else index[..., None].expand(-1, -1, -1, x.shape[3]))
 
     q, k, v = lay(q), lay(k), lay(v)
-    gates = SlotGates(*(None if x is None else lay(x) for x in gates))
+    gates = gates.map(lay)
     parts = []
     for begin in range(0, cells, C):
         piece = slice(begin, begin + C)
-        opened = SlotGates(*(None if x is None else x[:, :, piece] for x in gates))
+        opened = gates.map(itemgetter((..., piece)))
         y, told, state = _stretch(
             q[:, :, piece], k[:, :, piece], v[:, :, piece], opened, state, rule, 0, present[:, piece]
         )

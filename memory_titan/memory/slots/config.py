@@ -1,4 +1,4 @@
-"""What a `MultiHeadMemoryBank` is: its slots, and a switch for every policy by which they are read, written, forgotten."""
+"""What a `MultiHeadMemoryBank` is: slots, and a switch for every policy of reading, writing and forgetting."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Staleness = Literal["age", "usage"]
 
 @dataclass
 class MemoryBankConfig:
-    """Everything here is part of the function that a bank computes, `chunk_size` included. What cannot be raises ValueError."""
+    """All of it is part of the function that a bank computes, `chunk_size` too. What cannot be raises ValueError."""
 
     dim: int  # width of x and y; a multiple of heads
     heads: int = 4  # each with slots, addresses and gates of its own

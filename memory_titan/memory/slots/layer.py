@@ -66,7 +66,7 @@ class MultiHeadMemoryBank(Traceable, PyTorchModelHubMixin):
         bank = MultiHeadMemoryBank(dim=256, heads=4, slots=128, top_k=4)
         y, state = bank(x)                            # write and read, causally; x, y: [batch, time, dim]
         y, state = bank(x_next, state)                # goes on where it stopped
-        state.content; state.age; state.usage         # what is in the slots, and how they are used: [batch, heads, slots]
+        state.content; state.age; state.usage         # what the slots hold, and their use: [batch, heads, slots]
         state, surprise = bank.memorize(x, state)     # write only
         y = bank.recall(q, state)                     # read only
 
@@ -254,7 +254,7 @@ class MultiHeadMemoryBank(Traceable, PyTorchModelHubMixin):
             there = mask
             mask = mask.gather(1, order)
             x, qkv = _moved(x, there, order), None if qkv is None else _moved(qkv, there, order)
-            gates = None if gates is None else SlotGates(*(g if g is None else _moved(g, there, order) for g in gates))
+            gates = None if gates is None else gates.map(lambda g: _moved(g, there, order))
         y, told, new = self._read_and_write(x, state, mask, qkv, gates)
         held = [[s.keys, s.content, s.tail] for s in (new, state)]
         good = finite_rows(held[0], y, held[1], policy, level)
@@ -361,14 +361,14 @@ class MultiHeadMemoryBank(Traceable, PyTorchModelHubMixin):
         for name, shape in self._shapes().items():
             if given.get(name) != shape:
                 raise ValueError(
-                    f"the state is that of another bank: {name} is {given.get(name, 'not there')} a row, and {shape} by "
-                    "this bank's configuration"
+                    f"the state is that of another bank: {name} is {given.get(name, 'not there')} a row, and {shape} "
+                    "by this bank's configuration"
                 )
 
 
 def _by_head(gates: SlotGates, dtype: torch.dtype) -> SlotGates:
     """`[B, T, H]` to `[B, H, T]`."""
-    return SlotGates(*(None if gate is None else gate.to(dtype).transpose(1, 2) for gate in gates))  # type: ignore[arg-type]
+    return gates.map(lambda gate: gate.to(dtype).transpose(1, 2))
 
 
 def _moved(x: Tensor, mask: Tensor | None, order: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 Of one head, with N slots, each a key K_i and a content M_i, the token's q, k (of length 1), v and gates g, e:
 
-    f   = max(max_i K0_i . k, max_{j before t in the chunk} g_j k_j . k, 0)          familiar?   K0: at the chunk's start
+    f   = max(max_i K0_i . k, max_{j before t in the chunk} g_j k_j . k, 0)         familiar? K0: at the chunk's start
     s   = sigmoid(slope (f - cosine)),   n = g (1 - s)                               known, or new by n
     a   = the stalest slot that the chunk's writes have not yet taken                 (`allocation`)
     p   = softmax over the k largest K_i . k                                          top-k addressing
@@ -20,6 +20,7 @@ DeltaNet's (2102.11174).
 from __future__ import annotations
 
 from dataclasses import replace
+from operator import itemgetter
 
 import torch
 import torch.nn.functional as F
@@ -50,7 +51,7 @@ def naive_slots(
         one = state.select([b])
         outs = {}
         for t in there:
-            token = SlotGates(*(None if x is None else x[b : b + 1, :, t] for x in gates))
+            token = gates.map(itemgetter((slice(b, b + 1), slice(None), t)))
             outs[t] = _step(q[b : b + 1, :, t], k[b : b + 1, :, t], v[b : b + 1, :, t], token, one, rule)
             one = outs[t][2]
         rows.append((outs, one))
@@ -77,7 +78,7 @@ def _step(
 ) -> tuple[Tensor, SlotReport, SlotState]:
     """One token of one row: q, k, v `[1, H, d]`, gates `[1, H]`."""
     config, g, e = rule.config, gates.write, gates.erase
-    position, N, K = int(state.tokens) % config.chunk_size, config.slots, config.top_k
+    position, K = int(state.tokens) % config.chunk_size, config.top_k
     write_sharpness, read_sharpness = rule.sharpness
 
     known = torch.einsum("bhnd,bhd->bhn", state.start_keys, k).amax(-1)

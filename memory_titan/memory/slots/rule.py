@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -29,6 +30,11 @@ class SlotGates(NamedTuple):
     write: Tensor
     erase: Tensor
     decay: Tensor | None
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> SlotGates:
+        """Apply `function` to each."""
+        decay = None if self.decay is None else function(self.decay)
+        return SlotGates(function(self.write), function(self.erase), decay)
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,11 @@ class SlotState(MemoryState):
     open_keys: Tensor
     open_gates: Tensor
     tokens: Tensor
+
+    @property
+    def age(self) -> Tensor:
+        """`[B, H, N]`, int64: tokens since a slot was last of use; of one that never was, the number of all tokens."""
+        return self.tokens[:, None, None] - 1 - self.last
 
 
 class SlotReport(NamedTuple):

@@ -11,7 +11,7 @@ from memory_titan.memory.trace import Trace
 
 @dataclass(frozen=True)
 class SlotTrace(Trace):
-    """One call of one bank. `[B, T, H]` and, E slots a write and K a read, `[B, T, H, E]`, `[B, T, H, K]`; 0 at padding.
+    """One call of one bank: `[B, T, H]`; of E slots a write and K a read `[B, T, H, E]`, `[B, T, H, K]`; 0 at padding.
 
     Attributes:
         step: the write gate.
