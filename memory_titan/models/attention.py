@@ -110,10 +110,12 @@ class WindowAttention(nn.Module):
             ValueError: wrong shapes, or the state of another layer.
         """
         self._check(x, state, prefix)
+        start = self.initial_state(x.shape[0]) if state is None else state
+        if not x.shape[1]:
+            return torch.zeros_like(x), start
         mask = valid_tokens(x, mask, "ignore", 0)
         packing = None if mask is None else Packing(mask)
         x = x if packing is None else packing.pack(x)
-        start = self.initial_state(x.shape[0]) if state is None else state
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, self.width)).permute(2, 0, 3, 1, 4)
         plain = q
         q, k = self._rotate(start.tokens, q, k)
@@ -231,8 +233,8 @@ class WindowAttention(nn.Module):
         return AttentionState(kept[0].to(dtype), kept[1].to(dtype), tokens)
 
     def _check(self, x: Tensor, state: AttentionState | None, prefix: Tensor | None) -> None:
-        if x.dim() != 3 or x.shape[2] != self.dim or not x.shape[1]:
-            raise ValueError(f"expected x of shape [batch, time, {self.dim}], time at least 1; got {list(x.shape)}")
+        if x.dim() != 3 or x.shape[2] != self.dim:
+            raise ValueError(f"expected x of shape [batch, time, {self.dim}]; got {list(x.shape)}")
         if state is not None:
             if state.batch_size != x.shape[0]:
                 raise ValueError(f"the state has {state.batch_size} rows and x has {x.shape[0]}")

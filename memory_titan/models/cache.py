@@ -76,6 +76,15 @@ class StateCache(Cache):
         """Put `function` of every state in its place."""
         self.states = tuple(function(state) for state in self.states)
 
+    def reset_rows(self, rows: Tensor | Sequence[int], initial: Sequence[MemoryState]) -> None:
+        """Put `rows` back to the beginning, where other rows go on.
+
+        Args:
+            rows: their numbers.
+            initial: `model.initial_states(batch_size)`.
+        """
+        self.states = tuple(state.reset(rows, first) for state, first in zip(self.states, initial, strict=True))
+
     def detach(self) -> StateCache:
         """Cut the gradient, for truncated backpropagation; returns itself."""
         self.map(lambda state: state.detach())

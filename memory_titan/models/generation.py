@@ -14,8 +14,6 @@ from memory_titan.models.cache import StateCache
 class MemoryGenerationMixin(GenerationMixin):
     """Hugging Face's `generate`, with a stream to go on with. A model's second base class."""
 
-    _is_stateful = True  # transformers then refuses what takes tokens back
-
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
         """No: the first call makes the cache."""

@@ -61,6 +61,7 @@ class MemoryLanguageModel(PreTrainedModel, MemoryGenerationMixin):
     _gradient_checkpointing_func: Callable[..., tuple[Tensor, MemoryState]]
     _tied_weights_keys = {"lm_head.weight": "embed_tokens.weight"}
     _input_embed_layer = "embed_tokens"
+    _is_stateful = True  # transformers then refuses what takes tokens back
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = True  # num_items_in_batch, of Trainer
 
@@ -121,12 +122,11 @@ class MemoryLanguageModel(PreTrainedModel, MemoryGenerationMixin):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
-        x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        if x.dim() != 3 or x.shape[2] != self.config.hidden_size or not x.shape[1]:
+        x = self._embed(input_ids) if inputs_embeds is None else inputs_embeds
+        if x.dim() != 3 or x.shape[2] != self.config.hidden_size:
             width = self.config.hidden_size
             raise ValueError(
-                f"expected token ids [batch, time] or embeddings [batch, time, {width}], time at least 1; "
-                f"embedded they are {list(x.shape)}"
+                f"expected token ids [batch, time] or embeddings [batch, time, {width}]; embedded: {list(x.shape)}"
             )
         if labels is not None and not isinstance(logits_to_keep, Tensor) and logits_to_keep == 0:
             if labels.shape != x.shape[:2]:
@@ -190,6 +190,16 @@ class MemoryLanguageModel(PreTrainedModel, MemoryGenerationMixin):
             MemoryFileError: it is damaged, no cache, or one of a model with other layers.
         """
         return StateCache.load(path, [type(state) for state in self.initial_states(1)], self.device)
+
+    def _embed(self, input_ids: Tensor | None) -> Tensor:
+        assert input_ids is not None
+        if input_ids.is_floating_point() or input_ids.dtype == torch.bool:
+            raise ValueError(f"input_ids must be integers; got {input_ids.dtype}")
+        try:
+            return self.embed_tokens(input_ids)
+        except IndexError:
+            said = f"{int(input_ids.min())} to {int(input_ids.max())}"
+            raise ValueError(f"input_ids must be 0 to {self.config.vocab_size - 1}; got {said}") from None
 
     def _call(
         self, layer: nn.Module, x: Tensor, state: MemoryState | None, mask: Tensor | None

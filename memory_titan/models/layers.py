@@ -145,8 +145,8 @@ class RecurrentBlock(nn.Module):
         Raises:
             ValueError: wrong shapes, or the state of another layer.
         """
-        if x.dim() != 3 or x.shape[2] != self.dim or not x.shape[1]:
-            raise ValueError(f"expected x of shape [batch, time, {self.dim}], time at least 1; got {list(x.shape)}")
+        if x.dim() != 3 or x.shape[2] != self.dim:
+            raise ValueError(f"expected x of shape [batch, time, {self.dim}]; got {list(x.shape)}")
         state = self.initial_state(x.shape[0]) if state is None else state
         cells = self.dim if isinstance(self.cell, nn.LSTM) else 0
         if state.hidden.shape != (x.shape[0], self.dim) or state.cell.shape != (x.shape[0], cells):
@@ -154,6 +154,8 @@ class RecurrentBlock(nn.Module):
                 f"the state is of another size: hidden {list(state.hidden.shape)}, cell {list(state.cell.shape)}; "
                 f"this layer and x want {[x.shape[0], self.dim]} and {[x.shape[0], cells]}"
             )
+        if not x.shape[1]:
+            return torch.zeros_like(x), state
         mask = valid_tokens(x, mask, "ignore", 0)
         if mask is None:
             y, new = self._run(self.norm(x), state, None)
