@@ -25,6 +25,7 @@ from memory_titan.models.config import MemoryModelConfig
 from memory_titan.models.generation import MemoryGenerationMixin
 
 IGNORE = -100  # a label that counts for nothing
+OF_A_MEMORY = "_of_a_memory"  # marks modules that begin as their constructors made them
 
 
 class MemoryLanguageModel(PreTrainedModel, MemoryGenerationMixin):
@@ -73,8 +74,9 @@ class MemoryLanguageModel(PreTrainedModel, MemoryGenerationMixin):
         self.lm_head = self.make_head()
         self.gradient_checkpointing = False
         self._no_split_modules = sorted({type(layer).__name__ for layer in self.layers})
-        memories = [part for part in self.modules() if isinstance(part, Traceable)]
-        self._inside_memories = {id(part) for memory in memories for part in memory.modules()}
+        for memory in [part for part in self.modules() if isinstance(part, Traceable)]:
+            for part in memory.modules():
+                part.__dict__[OF_A_MEMORY] = True
         self._made = False
         self.post_init()
         self._made = True
@@ -232,7 +234,7 @@ class MemoryLanguageModel(PreTrainedModel, MemoryGenerationMixin):
     def _init_weights(self, module: nn.Module) -> None:
         own = list(module.named_parameters(recurse=False))
         fresh = [(name, weight) for name, weight in own if not getattr(weight, "_is_hf_initialized", False)]
-        if id(module) in self._inside_memories:
+        if OF_A_MEMORY in module.__dict__:
             if fresh and self._made:  # by from_pretrained, which has put nothing in them
                 raise ValueError(f"the checkpoint lacks weights of a memory: {', '.join(name for name, _ in fresh)}")
         elif isinstance(module, (nn.LSTM, nn.GRU)):

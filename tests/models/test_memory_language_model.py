@@ -179,15 +179,25 @@ def test_rows_of_a_stream(model):
     laws.same(model(ids, past_key_values=whole).logits, model(ids).logits)
 
 
-def test_a_failed_call_leaves_the_stream(model):
-    cache = model(text()).past_key_values
+@pytest.mark.parametrize("at", [1, 3], ids=["first", "third"])
+def test_a_failed_call_leaves_the_stream(model, at):
+    cache, calls = model(text()).past_key_values, []
     before = cache.states
-    model.lm_head.register_forward_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("stop")))
+
+    def fail(*_):
+        calls.append(1)
+        if len(calls) == at:
+            raise RuntimeError("stop")
+
+    model.lm_head.register_forward_hook(fail)
     with pytest.raises(RuntimeError, match="stop"):
-        model(text(), past_key_values=cache)
-    with pytest.raises(RuntimeError, match="stop"):
-        model.generate(text(), memory=cache, max_new_tokens=3)
+        model.generate(text(), memory=cache, max_new_tokens=5)
     assert cache.states is before and cache.tokens == 17 and cache.offset == 0
+    if at == 1:
+        calls.clear()
+        with pytest.raises(RuntimeError, match="stop"):
+            model(text(), past_key_values=cache)
+        assert cache.states is before and cache.tokens == 17
 
 
 GO_ON = """
@@ -274,6 +284,15 @@ def test_generate_goes_on_from_a_stream(model):
 
     theirs = model(first).past_key_values  # in Hugging Face's own way, the whole text is given
     assert torch.equal(model.generate(text(), past_key_values=theirs, max_new_tokens=5, do_sample=False), whole)
+    cache = model(first[:1]).past_key_values
+    one = model.generate(
+        second[:1], memory=cache, max_new_tokens=5, do_sample=False
+    )  # one row alone: a path of its own
+    assert torch.equal(one, whole[:1, 10:]) and cache.tokens == 22
+    laws.same(
+        model(first[:1], past_key_values=cache).logits, model(torch.cat([whole[:1], first[:1]], 1)).logits[:, -10:]
+    )
+
     cache = model(first[:1]).past_key_values
     beams = model.generate(text()[:1], num_beams=3, max_new_tokens=5)
     assert torch.equal(model.generate(second[:1], memory=cache, num_beams=3, max_new_tokens=5), beams[:, 10:])
