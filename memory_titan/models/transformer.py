@@ -1,0 +1,39 @@
+"""The baseline: a transformer, with a sliding window or with attention over everything."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from memory_titan.models.config import MemoryModelConfig
+from memory_titan.models.language_model import MemoryLanguageModel
+from memory_titan.models.layers import TransformerBlock
+
+
+class TransformerConfig(MemoryModelConfig):
+    """Of a `TransformerForCausalLM`; see `MemoryModelConfig`. `window=None`: full attention, whose state grows."""
+
+    model_type = "memory_titan_transformer"
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+
+
+class TransformerForCausalLM(MemoryLanguageModel):
+    """A decoder of `TransformerBlock`s: pre-norm, rotary positions, SwiGLU."""
+
+    config_class = TransformerConfig
+
+    def make_layer(self, index: int) -> nn.Module:
+        """One block."""
+        config = self.config
+        return TransformerBlock(
+            config.hidden_size,
+            config.num_attention_heads,
+            config.intermediate_size,
+            config.window,
+            config.rotary_base,
+            config.feed_forward,
+            config.rms_norm_eps,
+        )
