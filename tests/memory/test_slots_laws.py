@@ -43,9 +43,9 @@ def build(seed: int = 0, **options) -> MultiHeadMemoryBank:
     torch.manual_seed(seed)
     bank = MultiHeadMemoryBank(**{"dim": DIM, "heads": 2, "slots": 7, "top_k": 3, "chunk_size": 5, **options}).double()
     with torch.no_grad():  # gates that differ from token to token, and slots that decay each in its own way
-        if bank.gate_names:
-            bank.gating.weight.normal_()
-            bank.gating.bias[bank.gating.bias < -1] = 0.0
+        if bank.gating.columns:
+            bank.gating.linear.weight.normal_()
+            bank.gating.linear.bias.clamp_(min=0.0)
         if bank.config.decay != "none":
             bank.slot_decay.normal_()
     return bank.eval()

@@ -26,7 +26,14 @@ ON, OFF = 1.0, 0.0
 
 def bank(**options) -> MultiHeadMemoryBank:
     """One head that takes keys and values as they come: what is written is in the caller's hands."""
-    plain = {"projections": False, "output_gate": False, "output_norm": False, "conv_size": 0, "decay": "none"}
+    plain = {
+        "projections": False,
+        "gating": False,
+        "output_gate": False,
+        "output_norm": False,
+        "conv_size": 0,
+        "decay": "none",
+    }
     torch.manual_seed(0)
     memory = MultiHeadMemoryBank(
         D, **{"heads": 1, "slots": 4, "top_k": 1, "chunk_size": 1, **plain, **options}
@@ -115,8 +122,8 @@ def test_writes_are_not_forced():
         assert torch.equal(getattr(after, name), getattr(state, name)), name
     open_, forced = (MultiHeadMemoryBank(D, heads=1, slots=4, top_k=1, write_gate=g).double() for g in (True, False))
     with torch.no_grad():
-        open_.gating.weight.zero_()
-        open_.gating.bias[0] = -20.0
+        open_.gating.linear.weight.zero_()
+        open_.gating.linear.bias[0] = -20.0
     assert open_(x)[1].strength.sum() == 0
     assert forced(x)[1].strength.sum() > 1
 

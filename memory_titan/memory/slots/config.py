@@ -41,6 +41,7 @@ class MemoryBankConfig:
 
     projections: bool = True  # own ones, of x to q, k, v and of what the heads read to y; False: the caller brings them
     input_dim: int | None = None  # width of x, which then makes the gates alone; None: dim
+    gating: bool = True  # gates of its own, made of x; False: the caller brings them
     conv_size: int = 4  # taps of the causal depthwise convolution on q, k, v; 0: none
     qkv_activation: bool = False  # SiLU on q, k, v
     output_norm: bool = True  # RMS norm per head on what was read

@@ -23,6 +23,7 @@ from memory_titan.memory.finite import finite_rows, valid_tokens
 from memory_titan.memory.slots.addressing import address
 from memory_titan.memory.slots.chunk import chunk_slots
 from memory_titan.memory.slots.config import MemoryBankConfig
+from memory_titan.memory.slots.gating import SlotGating
 from memory_titan.memory.slots.rule import SlotGates, SlotReport, SlotRule, SlotState
 from memory_titan.memory.slots.trace import SlotTrace
 from memory_titan.memory.surprise import Surprise
@@ -89,22 +90,8 @@ class MultiHeadMemoryBank(Traceable, PyTorchModelHubMixin):
             self.conv = nn.Conv1d(3 * dim, 3 * dim, config.conv_size, groups=3 * dim)
         if config.bottleneck is not None:
             self.bottleneck = SemanticBottleneck(dim, config.bottleneck)
-        self.gate_names = [
-            name
-            for name, learned in (
-                ("write", config.write_gate),
-                ("erase", config.erase and config.write != "add"),
-                ("decay", config.decay != "none"),
-            )
-            if learned
-        ]
-        if self.gate_names:
-            self.gating = nn.Linear(config.input_width, heads * len(self.gate_names))
-            starts = {"write": 0.0, "erase": 3.0, "decay": -4.0}
-            with torch.no_grad():
-                self.gating.bias.copy_(
-                    torch.tensor([starts[name] for name in self.gate_names]).repeat_interleave(heads)
-                )
+        if config.gating:
+            self.gating = SlotGating(config)
         self.sharpness = nn.Parameter(torch.full((2, heads), math.log(math.expm1(config.sharpness))))
         if config.allocation == "none":
             self.slot_keys = nn.Parameter(torch.randn(heads, config.slots, width))
@@ -178,7 +165,7 @@ class MultiHeadMemoryBank(Traceable, PyTorchModelHubMixin):
             mask: `[B, T]`, bool or 0/1; tokens at False change nothing and have y = 0. On either side, or within.
             qkv: `[B, T, 3 * dim]`, queries, keys and values before convolution and norm; with `projections=False`, and
                 only then.
-            gates: `[B, T, H]` each, in place of those that the bank makes of x.
+            gates: `[B, T, H]` each; with `gating=False`, and only then.
 
         Returns:
             `(y, state)`, y `[B, T, dim]` of x's dtype; with `projections=False` what the heads read, side by side.
@@ -241,6 +228,8 @@ class MultiHeadMemoryBank(Traceable, PyTorchModelHubMixin):
         config = self.config
         state = self.initial_state(x.shape[0]) if state is None else state
         self._check(x, state, config.input_width)
+        if (gates is None) != config.gating:
+            raise ValueError("gates are for a bank with gating=False, which needs them")
         if (qkv is None) != config.projections:
             raise ValueError("qkv is for a bank with projections=False, which needs it")
         if qkv is not None and qkv.shape != (wanted := torch.Size([*x.shape[:2], 3 * config.dim])):
@@ -290,7 +279,8 @@ class MultiHeadMemoryBank(Traceable, PyTorchModelHubMixin):
         dtype = state.tail.dtype
         projected = torch.cat([state.tail, (self.qkv(x) if qkv is None else qkv).to(dtype)], 1)
         q, k, v = self._heads(self._convolve(projected))
-        opened = self._gates(x, dtype) if gates is None else _by_head(gates, dtype)
+        gates = self.gating(x, dtype) if gates is None else gates
+        opened = gates.map(lambda gate: gate.to(dtype).transpose(1, 2))
         with torch.autocast(x.device.type, enabled=False):
             slots = SlotState(**{f.name: getattr(state, f.name) for f in dataclasses.fields(SlotState)})
             y, told, slots = chunk_slots(q, k, v, opened, slots, self._rule(dtype), valid=mask)
@@ -313,21 +303,6 @@ class MultiHeadMemoryBank(Traceable, PyTorchModelHubMixin):
             none if config.decay == "none" else self.slot_decay.to(dtype),
             noise=self.training and config.allocation == "gumbel",
         )
-
-    def _gates(self, x: Tensor, dtype: torch.dtype) -> SlotGates:
-        raw: dict[str, Tensor] = {}
-        if self.gate_names:
-            parts = self.gating(x).to(dtype).transpose(1, 2).chunk(len(self.gate_names), 1)  # [B, H, T]
-            raw = dict(zip(self.gate_names, parts, strict=True))
-        ones = x.new_ones(x.shape[0], self.config.heads, x.shape[1], dtype=dtype)
-        write, erase = (self._opening(raw[name]) if name in raw else ones for name in ("write", "erase"))
-        return SlotGates(write, erase, raw.get("decay"))
-
-    def _opening(self, raw: Tensor) -> Tensor:
-        """A gate between 0 and 1, which a hard one reaches."""
-        if self.config.gates == "sigmoid":
-            return torch.sigmoid(raw)
-        return (1.2 * torch.sigmoid(raw) - 0.1).clamp(0, 1)
 
     def _convolve(self, projected: Tensor) -> Tensor:
         return causal_convolution(projected, self.conv) if self.config.conv_size else projected
@@ -364,11 +339,6 @@ class MultiHeadMemoryBank(Traceable, PyTorchModelHubMixin):
                     f"the state is that of another bank: {name} is {given.get(name, 'not there')} a row, and {shape} "
                     "by this bank's configuration"
                 )
-
-
-def _by_head(gates: SlotGates, dtype: torch.dtype) -> SlotGates:
-    """`[B, T, H]` to `[B, H, T]`."""
-    return gates.map(lambda gate: gate.to(dtype).transpose(1, 2))
 
 
 def _moved(x: Tensor, mask: Tensor | None, order: Tensor) -> Tensor:
