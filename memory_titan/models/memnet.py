@@ -255,6 +255,15 @@ class MemNet(MemoryLanguageModel):
             config.rms_norm_eps,
         )
 
+    def __init__(self, config: MemNetConfig) -> None:
+        super().__init__(config)
+        if config.bank.get("context", 1) is not None:
+            with torch.no_grad():  # what is looked for is what it was written under
+                for layer in self.layers:
+                    if isinstance(layer, MemNetLayer):
+                        _, k, _ = layer.controller.interface.weight.chunk(3)
+                        k.copy_(layer.controller.interface.weight[: len(k)])
+
     @property
     def memories(self) -> list[MultiHeadMemoryBank | NeuralMemory]:
         """One a layer of `memory_layers`."""

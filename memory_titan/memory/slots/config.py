@@ -43,6 +43,9 @@ class MemoryBankConfig:
     input_dim: int | None = None  # width of x, which then makes the gates alone; None: dim
     gating: bool = True  # gates of its own, made of x; False: the caller brings them
     conv_size: int = 4  # taps of the causal depthwise convolution on q, k, v; 0: none
+    # where training starts, a value is written under the token so many before it, and asked for as it was written: so the
+    # bank answers with what came after the last place like this one, as an induction head does. None: nothing of it
+    context: int | None = 1
     qkv_activation: bool = False  # SiLU on q, k, v
     output_norm: bool = True  # RMS norm per head on what was read
     output_gate: bool = True  # times a sigmoid gate of x
@@ -63,6 +66,10 @@ class MemoryBankConfig:
             raise ValueError(f"top_k must be at most slots={self.slots}; got {self.top_k}")
         if self.bottleneck is not None and self.bottleneck < 1:
             raise ValueError(f"bottleneck must be at least 1, or None; got {self.bottleneck}")
+        if self.context is not None and not 0 <= self.context < max(1, self.conv_size):
+            if self.conv_size or self.context != 1:
+                raise ValueError(f"context must be less than conv_size={self.conv_size}, or None; got {self.context}")
+            self.context = None
         if not 0.0 < self.usage_decay <= 1.0:
             raise ValueError(f"usage_decay must be above 0 and at most 1; got {self.usage_decay}")
         if self.gumbel_temperature <= 0:

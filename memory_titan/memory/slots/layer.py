@@ -105,6 +105,20 @@ class MultiHeadMemoryBank(Traceable, PyTorchModelHubMixin):
             self.output_gate = nn.Linear(dim, dim)
         if config.projections:
             self.out = nn.Linear(dim, dim, bias=False)
+        if config.context is not None:
+            self._start_as_induction(config.context)
+
+    @torch.no_grad()
+    def _start_as_induction(self, context: int) -> None:
+        """See `context` of the configuration."""
+        dim, taps = self.config.dim, self.conv.weight[:, 0]
+        taps.mul_(0.1)
+        assert self.conv.bias is not None
+        self.conv.bias.zero_()
+        for part, back in enumerate((0, context, 0)):  # q, k, v
+            taps[part * dim : (part + 1) * dim, -1 - back] += 1.0
+        if self.config.projections:
+            self.qkv.weight[dim : 2 * dim] = self.qkv.weight[:dim]
 
     @property
     def state_size(self) -> int:
