@@ -45,13 +45,16 @@ def parts_of(content: str, speaker: str | None) -> Parts:
     gaps: set[int] = set()
     short = ""
     for piece in sentences(words):
-        if piece == GAP and texts and not short:
+        if piece == GAP and texts and not short and len(texts) not in gaps:
             gaps.add(len(texts))
             continue
         short += piece
         if len(short.encode()) > ROOM:
             texts.append(short)
             short = ""
+    if len(texts) in gaps:  # nothing came of what is behind it
+        gaps.remove(len(texts))
+        short = GAP + short
     if short and texts:
         texts[-1] += short
     elif short:

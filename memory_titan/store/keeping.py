@@ -50,7 +50,7 @@ class Keeper:
         self._units = _Least(self._values, self._seqs.__contains__)
         self._items: _Least | None = None  # of whole items, beside their sentences; made when it is first needed
         self._before: dict[int, list[int]] = {}  # of items that lost some, the units that they had
-        self._came = self._refreshed = 0  # parts
+        self._came = self._refreshed = 0
         self._bytes = 0  # of all that came
 
     def __len__(self) -> int:
@@ -59,7 +59,7 @@ class Keeper:
     def hold(self, item: Item) -> None:
         """An item is held."""
         held = self._hold(item)
-        self._came, self._bytes = self._came + len(held.parts), self._bytes + held.size
+        self._came, self._bytes = self._came + 1, self._bytes + held.size
         held.whole, self._next = self._next, self._next + 1
         self._whole.add(item.seq)
         self._offer([held.whole], item.seq)

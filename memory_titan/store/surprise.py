@@ -9,7 +9,7 @@ later than short ones of the same size together. The overhead is what an item co
 results.
 
 Where sentences go one by one, each has a value made in the same way of its own terms and bytes and the novelty of its
-item; what is counted, and the mean, are of sentences.
+item. What is counted are sentences; the mean is that of items, so short sentences are dearer.
 """
 
 from __future__ import annotations
