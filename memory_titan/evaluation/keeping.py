@@ -7,7 +7,7 @@ go whenever it holds more. It sees no question. What is held at the end is searc
 for all rules: a `TitansManager` that was told every turn, admitted each, and then forgot what the rule does not hold. A
 question's recall is the share of its evidence among the first k; `kept` is the share that is held at all.
 
-The store may hold a turn in part. Then the search has the words of that part and the vector of the whole, as the store
+With `abridge` the store may hold a turn in part. Then the search has the words of that part and the vector of the whole, as the store
 itself; the turn counts as evidence held, and in the strict figures only if it still says what it is evidence for:
 every answer of the question that stood in the whole stands in the part; where none did, half its bytes are left.
 """
@@ -143,7 +143,7 @@ def idf_a_byte(seen: Seen, held: Ints) -> Floats:
 
 
 SURPRISE = "surprise"  # the store itself, with a budget
-WHOLE = "surprise, whole items"  # without abridging
+ABRIDGED = "surprise, abridged"  # the same, letting single sentences go
 ALL = "everything"  # no budget
 RULES: dict[str, Rule | None] = {
     "newest": newest,
@@ -155,7 +155,7 @@ RULES: dict[str, Rule | None] = {
     "idf_novel": idf_novel,
     "idf_a_byte": idf_a_byte,
     SURPRISE: None,
-    WHOLE: None,
+    ABRIDGED: None,
     ALL: None,
 }
 _APART = re.compile(r" (?=n't)")  # of a tokenizer, as in answers that were marked in tokens
@@ -206,7 +206,7 @@ def evaluate_keeping(
     Args:
         conversations: with one question at least, over all; each is a stream of its own.
         embedder: of the store; a `CachedEmbedder` saves time.
-        rules: by name; None for the names `SURPRISE`, `WHOLE` and `ALL`.
+        rules: by name; None for the names `SURPRISE`, `ABRIDGED` and `ALL`.
         budget: bytes that may be held, as a share of all, over 0 and at most 1.
         k: how far down the results a question looks.
         seed: of the rule that draws.
@@ -220,7 +220,7 @@ def evaluate_keeping(
         raise ValueError(f"budget must be over 0 and at most 1, k and draws at least 1; got {budget}, {k} and {draws}")
     if not any(conversation.questions for conversation in conversations):
         raise ValueError("there is no question in any conversation")
-    if unknown := [name for name, rule in rules.items() if rule is None and name not in (SURPRISE, WHOLE, ALL)]:
+    if unknown := [name for name, rule in rules.items() if rule is None and name not in (SURPRISE, ABRIDGED, ALL)]:
         raise ValueError(f"no rule is given for {', '.join(unknown)}")
     rows: dict[str, list[Floats]] = {name: [] for name in rules}
     items = dict.fromkeys(rules, 0.0)
@@ -261,7 +261,7 @@ def keep(
         return dict(enumerate(texts))
     limit = stream.limit(budget)
     if rule is None:
-        return _by_surprise(stream, limit, embedder, abridge=name == SURPRISE)
+        return _by_surprise(stream, limit, embedder, abridge=name == ABRIDGED)
     terms = [list(weighted_terms(text)) for text in texts]
     luck = np.random.default_rng(seed).random(len(terms))
     seen = Seen(stream.vectors, stream.sizes, terms, luck)

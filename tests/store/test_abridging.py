@@ -1,4 +1,4 @@
-"""Under a budget of bytes sentences go before items: on every backend, in memory, in the file, and for readers."""
+"""Under a budget of bytes sentences go before items, if it is told so: on every backend, in memory, in the file, and for readers."""
 
 import sqlite3
 
@@ -19,7 +19,7 @@ DULL, LAST = "Oh, how are you then?", "It was, you know, like that."
 NAMES = "Turku Lisbon Bergen Quito Dakar Osaka Perth Minsk Sofia Lagos".split()  # noqa: SIM905
 FACTS = [f"Anna{n} moved to {name} in {1990 + n} with {n + 3} cats{n}." for n, name in enumerate(NAMES)]
 TEXTS = [f"{DULL} {fact} {LAST}" for fact in FACTS]
-CONFIG = LongTermMemoryConfig(max_bytes=sum(map(len, FACTS)) + 20)
+CONFIG = LongTermMemoryConfig(max_bytes=sum(map(len, FACTS)) + 20, abridge=True)
 
 
 @pytest.fixture(params=["memory", "file", "postgres"])
@@ -74,15 +74,15 @@ def test_the_dull_sentences_go(opened):
     assert titans.get("i3") == [] and titans.check() == []
 
 
-def test_it_can_be_turned_off_and_numbers_shorten_nothing(opened):
-    whole = LongTermMemoryConfig(max_bytes=CONFIG.max_bytes, abridge=False)
+def test_unless_told_so_it_shortens_nothing(opened):
+    whole = LongTermMemoryConfig(max_bytes=CONFIG.max_bytes)
     titans = opened(long_term_config=whole)
     assert filled(titans).abridged == []
     assert set(TEXTS) > {item.content for name, item in held(titans).items() if name != "last"} > set()
 
 
 def test_a_budget_of_items_shortens_nothing(opened):
-    titans = opened(long_term_size=4, long_term_config=LongTermMemoryConfig(max_bytes=10**6))
+    titans = opened(long_term_size=4, long_term_config=LongTermMemoryConfig(max_bytes=10**6, abridge=True))
     report = filled(titans)
     assert not report.abridged and len(held(titans)) == 4
     titans.add_documents(["So, well. " + text for text in TEXTS])
@@ -152,7 +152,7 @@ def state(keeper):
 
 def test_what_it_knows_is_what_the_store_holds(opened):
     """After many rounds a keeper is as one made anew from the database."""
-    titans = opened(long_term_config=LongTermMemoryConfig(max_bytes=900))
+    titans = opened(long_term_config=LongTermMemoryConfig(max_bytes=900, abridge=True))
     rng = np.random.default_rng(0)
     for _ in range(12):
         said = [[f"W{rng.integers(99)} W{n}." for n in rng.integers(0, 99, rng.integers(1, 5))] for _ in range(70)]
