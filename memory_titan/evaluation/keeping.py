@@ -7,9 +7,10 @@ go whenever it holds more. It sees no question. What is held at the end is searc
 for all rules: a `TitansManager` that was told every turn, admitted each, and then forgot what the rule does not hold. A
 question's recall is the share of its evidence among the first k; `kept` is the share that is held at all.
 
-With `abridge` the store may hold a turn in part. Then the search has the words of that part and the vector of the whole, as the store
-itself; the turn counts as evidence held, and in the strict figures only if it still says what it is evidence for:
-every answer of the question that stood in the whole stands in the part; where none did, half its bytes are left.
+With `abridge` the store may hold a turn in part. Then the search has the words of that part and the vector of the
+whole, as the store itself; the turn counts as evidence held, and in the strict figures only if it still says what it is
+evidence for: every answer of the question that stood in the whole stands in the part; where none did, half its bytes
+are left.
 """
 
 from __future__ import annotations

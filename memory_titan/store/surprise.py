@@ -56,7 +56,7 @@ def impression(text: str, novelty: float) -> Impression:
 def together(parts: Sequence[Impression], size: int) -> Impression:
     """Of the item of `size` bytes whose sentences these are, at least one."""
     if len(parts) == 1:
-        return replace(parts[0], size=size)
+        return parts[0] if parts[0].size == size else replace(parts[0], size=size)
     terms: dict[int, float] = {}
     for part in parts:
         for term, weight in zip(part.terms, part.weights.tolist(), strict=True):

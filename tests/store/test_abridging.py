@@ -1,4 +1,4 @@
-"""Under a budget of bytes sentences go before items, if it is told so: on every backend, in memory, in the file, and for readers."""
+"""Under a budget of bytes sentences may go before items: on every backend, in the file, and for readers."""
 
 import sqlite3
 
