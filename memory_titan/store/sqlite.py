@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from memory_titan.store import sqlite_abridged
+from memory_titan.store import sqlite_abridged, sqlite_upkeep
 from memory_titan.store.backend import Words
 from memory_titan.store.errors import StoreError, StoreFileError
 from memory_titan.store.indexes import Indexes
@@ -402,18 +402,7 @@ class SqliteBackend(SqliteFile):
     def check(self) -> list[str]:
         """What is wrong: with the file by SQLite's own examination, and with what is in it. Empty: nothing."""
         with self._reading() as db:
-            problems = [row[0] for row in db.execute("PRAGMA integrity_check") if row[0] != "ok"]
-            for name, data, told in db.execute("SELECT * FROM blobs"):
-                if zlib.crc32(data) != told:
-                    problems.append(f"{name} is not as it was written; it will be made anew")
-            sql = """SELECT id, content, metadata, items.sum, vector, terms, vectors.sum
-                     FROM items LEFT JOIN vectors USING (seq)"""
-            for name, content, metadata, told, vector, terms, of_vector in db.execute(sql):
-                if sum_of(name, content, metadata) != told:
-                    problems.append(f"item {name!r:.60} is not as it was written")
-                if vector is None or zlib.crc32(vector + terms) != of_vector:
-                    problems.append(f"the vector of item {name!r:.60} is not as it was written, or missing")
-        return problems
+            return sqlite_upkeep.check(db)
 
 
 def _item(row: tuple[Any, ...]) -> Item:
