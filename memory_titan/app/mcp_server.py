@@ -61,6 +61,7 @@ class Memory(BaseModel):
     replaced_by: Annotated[
         str | None, Field(description="Id of a newer statement about the same thing: trust that one.")
     ]
+    abridged: Annotated[int, Field(description="Bytes of the text that are forgotten; … marks a gap.")]
 
 
 class Recalled(BaseModel):
@@ -153,7 +154,7 @@ def create_server(manager: TitansManager) -> MCPServer[Any]:
                 Memory(
                     id=hit["id"], text=hit["content"], metadata=hit["metadata"], said=hit["created"],
                     session=hit["session"], score=hit["score"], kept_in=hit["source"], replaces=hit["replaces"],
-                    replaced_by=hit["replaced_by"],
+                    replaced_by=hit["replaced_by"], abridged=hit["abridged"],
                 )
                 for hit in hits
             ]

@@ -99,6 +99,7 @@ class Hit(_Answer):
     duplicates: Annotated[list[str], Field(description="Ids of items that say the same.")]
     replaces: Annotated[list[str], Field(description="Ids of older statements about the same thing.")]
     replaced_by: Annotated[str | None, Field(description="Id of the newer statement about the same thing.")]
+    abridged: Annotated[int, Field(description="Bytes of the content that were let go to make room.")]
 
 
 class Hits(_Answer):
@@ -124,11 +125,12 @@ class Forgotten(_Answer):
 
 
 class Consolidated(_Answer):
-    """Ids of what the long-term memory admitted, rejected, and let go to make room."""
+    """Ids of what the long-term memory admitted, rejected, let go to make room, and shortened to make room."""
 
     admitted: list[str]
     rejected: list[str]
     evicted: list[str]
+    abridged: list[str]
 
 
 class Document(_Answer):
@@ -142,6 +144,7 @@ class Document(_Answer):
     source: Source
     memory_type: str
     surprise: float | None
+    abridged: int
 
 
 class Stats(_Answer):

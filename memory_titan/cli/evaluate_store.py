@@ -136,11 +136,15 @@ def _keeping(
     rows: list[dict[str, Any]] = []
     for each in results:
         row: dict[str, Any] = {"rule": each.rule, f"recall@{k}": each.recall, "low": each.low, "high": each.high}
-        row |= {"evidence_kept": each.kept, "items_kept": each.items}
+        row |= {"evidence_kept": each.kept, "strict": each.strict, "strict_low": each.strict_low}
+        row |= {"strict_high": each.strict_high, "strictly_kept": each.strict_kept, "items_kept": each.items}
         if ours is not None and each is not ours:
             less = each.recalls - ours.recalls
             low, high = interval(less)
             row |= {"less_surprise": float(less.mean()), "less_low": low, "less_high": high}
+            less = each.stricts - ours.stricts
+            low, high = interval(less)
+            row |= {"less_strict": float(less.mean()), "less_strict_low": low, "less_strict_high": high}
         rows.append(row)
     return rows
 

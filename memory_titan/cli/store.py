@@ -177,9 +177,10 @@ def query(query: str, top_k: int, filter_: str | None, architecture: str, after:
             click.echo(json.dumps(hit, ensure_ascii=False))
         else:
             why = ", ".join(f"{name} {value:.2f}" for name, value in hit["why"].items() if value)
+            less = f", {hit['abridged']} bytes less than it had" if hit["abridged"] else ""
             click.echo(
                 f"{hit['score']:.2f}  {hit['content']}\n"
-                f"      {hit['source']}, {hit['created'][:19]}, {hit['id']}: {why}"
+                f"      {hit['source']}, {hit['created'][:19]}, {hit['id']}{less}: {why}"
             )
     if not hits and not as_json:
         click.echo("nothing found", err=True)

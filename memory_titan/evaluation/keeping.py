@@ -6,10 +6,16 @@ Every rule reads the same turns in order, may hold a share of the bytes of all t
 go whenever it holds more. It sees no question. What is held at the end is searched by the store's own search, the same
 for all rules: a `TitansManager` that was told every turn, admitted each, and then forgot what the rule does not hold. A
 question's recall is the share of its evidence among the first k; `kept` is the share that is held at all.
+
+With `abridge` the store may hold a turn in part. Then the search has the words of that part and the vector of the
+whole, as the store itself; the turn counts as evidence held, and in the strict figures only if it still says what it is
+evidence for: every answer of the question that stood in the whole stands in the part; where none did, half its bytes
+are left.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +26,7 @@ from numpy.typing import NDArray
 
 from memory_titan.embedders import BaseEmbedder
 from memory_titan.evaluation.conversations import ROOM, add_turns, interval, remember, spoken
+from memory_titan.store.abridging import abridge
 from memory_titan.store.config import LongTermMemoryConfig
 from memory_titan.store.item import LONG
 from memory_titan.store.manager import TitansManager
@@ -137,6 +144,7 @@ def idf_a_byte(seen: Seen, held: Ints) -> Floats:
 
 
 SURPRISE = "surprise"  # the store itself, with a budget
+ABRIDGED = "surprise, abridged"  # the same, letting single sentences go
 ALL = "everything"  # no budget
 RULES: dict[str, Rule | None] = {
     "newest": newest,
@@ -148,8 +156,11 @@ RULES: dict[str, Rule | None] = {
     "idf_novel": idf_novel,
     "idf_a_byte": idf_a_byte,
     SURPRISE: None,
+    ABRIDGED: None,
     ALL: None,
 }
+_APART = re.compile(r" (?=n't)")  # of a tokenizer, as in answers that were marked in tokens
+_WORD = re.compile(r"\w+|…")  # a gap is as good as a word between
 
 
 @dataclass(frozen=True)
@@ -163,6 +174,7 @@ class KeepingResult:
         kept: mean over questions of the share of evidence held.
         items: share of all turns held.
         recalls: `[questions]`, of each; of a rule that draws, the mean over its draws.
+        strict, strict_low, strict_high, strict_kept, stricts: the same, of evidence that still says what it is for.
     """
 
     rule: str
@@ -172,6 +184,11 @@ class KeepingResult:
     kept: float
     items: float
     recalls: Floats = field(repr=False)
+    strict: float
+    strict_low: float
+    strict_high: float
+    strict_kept: float
+    stricts: Floats = field(repr=False)
 
 
 def evaluate_keeping(
@@ -190,7 +207,7 @@ def evaluate_keeping(
     Args:
         conversations: with one question at least, over all; each is a stream of its own.
         embedder: of the store; a `CachedEmbedder` saves time.
-        rules: by name; None for the names `SURPRISE` and `ALL`.
+        rules: by name; None for the names `SURPRISE`, `ABRIDGED` and `ALL`.
         budget: bytes that may be held, as a share of all, over 0 and at most 1.
         k: how far down the results a question looks.
         seed: of the rule that draws.
@@ -204,9 +221,9 @@ def evaluate_keeping(
         raise ValueError(f"budget must be over 0 and at most 1, k and draws at least 1; got {budget}, {k} and {draws}")
     if not any(conversation.questions for conversation in conversations):
         raise ValueError("there is no question in any conversation")
-    if unknown := [name for name, rule in rules.items() if rule is None and name not in (SURPRISE, ALL)]:
+    if unknown := [name for name, rule in rules.items() if rule is None and name not in (SURPRISE, ABRIDGED, ALL)]:
         raise ValueError(f"no rule is given for {', '.join(unknown)}")
-    rows: dict[str, list[tuple[Floats, Floats]]] = {name: [] for name in rules}
+    rows: dict[str, list[Floats]] = {name: [] for name in rules}
     items = dict.fromkeys(rules, 0.0)
     total = 0
     for conversation in conversations:
@@ -220,26 +237,33 @@ def evaluate_keeping(
                 held = keep(stream, name, rule, budget, embedder, seed + each)
                 items[name] += len(held) / times
                 outcomes.append(_ask(conversation, stream, held, embedder, k))
-            rows[name].append(tuple(np.mean(outcomes, axis=0)))
+            rows[name].append(np.mean(outcomes, axis=0))
             on_step(name)
     results = []
     for name, found in rows.items():
-        recalls, kept = (np.concatenate(each) for each in zip(*found, strict=True))
-        low, high = interval(recalls)
+        recalls, kept, stricts, strictly_kept = np.concatenate(found, axis=1)
+        ends, strict_ends = interval(recalls), interval(stricts)
+        means = (float(each.mean()) for each in (recalls, kept, stricts, strictly_kept))
+        recall, share, strict, strict_share = means
         results.append(
-            KeepingResult(name, float(recalls.mean()), low, high, float(kept.mean()), items[name] / total, recalls)
+            KeepingResult(
+                name, recall, *ends, share, items[name] / total, recalls, strict, *strict_ends, strict_share, stricts
+            )
         )
     return results
 
 
-def keep(stream: Stream, name: str, rule: Rule | None, budget: float, embedder: BaseEmbedder, seed: int = 0) -> Ints:
-    """What a rule holds at the stream's end, `[held]`, ascending. Arguments as in `evaluate_keeping`."""
+def keep(
+    stream: Stream, name: str, rule: Rule | None, budget: float, embedder: BaseEmbedder, seed: int = 0
+) -> dict[int, str]:
+    """What a rule holds at the stream's end: turns, ascending, and their texts. Arguments as in `evaluate_keeping`."""
+    texts = [turn.text for _, _, turn in stream.turns]
     if name == ALL:
-        return np.arange(len(stream.turns))
+        return dict(enumerate(texts))
     limit = stream.limit(budget)
     if rule is None:
-        return _by_surprise(stream, limit, embedder)
-    terms = [list(weighted_terms(turn.text)) for _, _, turn in stream.turns]
+        return _by_surprise(stream, limit, embedder, abridge=name == ABRIDGED)
+    terms = [list(weighted_terms(text)) for text in texts]
     luck = np.random.default_rng(seed).random(len(terms))
     seen = Seen(stream.vectors, stream.sizes, terms, luck)
     held: list[int] = []
@@ -250,36 +274,59 @@ def keep(stream: Stream, name: str, rule: Rule | None, budget: float, embedder: 
         size += int(stream.sizes[item])
         while size > limit:
             size -= int(stream.sizes[held.pop(int(np.argmin(rule(seen, np.array(held)))))])
-    return np.array(held, np.int64)
+    return {item: texts[item] for item in held}
 
 
-def _by_surprise(stream: Stream, limit: int, embedder: BaseEmbedder) -> Ints:
+def _by_surprise(stream: Stream, limit: int, embedder: BaseEmbedder, abridge: bool) -> dict[int, str]:
     """What is in the long-term memory of a store that was told the stream in pieces."""
-    config = LongTermMemoryConfig(max_bytes=limit)
+    config = LongTermMemoryConfig(max_bytes=limit, abridge=abridge)
     with TitansManager(_Keeping(embedder), short_term_size=1, long_term_size=ROOM, long_term_config=config) as manager:
         for start in range(0, len(stream.turns), PIECE):
             add_turns(manager, stream.turns[start : start + PIECE])
             manager.consolidate_memories()
-        held = {item.id for item in manager.backend.get(manager.backend.select(places=LONG))}
-    return np.array([n for n, (_, _, turn) in enumerate(stream.turns) if turn.id in held], np.int64)
+        held = {item.id: item.content for item in manager.backend.get(manager.backend.select(places=LONG))}
+    return {n: held[turn.id] for n, (_, _, turn) in enumerate(stream.turns) if turn.id in held}
 
 
-def _ask(
-    conversation: Conversation, stream: Stream, held: Ints, embedder: BaseEmbedder, k: int
-) -> tuple[Floats, Floats]:
-    """`[questions]` each: the shares of evidence among the first k, and held at all."""
-    ids = {stream.turns[item][2].id for item in held.tolist()}
+def _ask(conversation: Conversation, stream: Stream, held: Mapping[int, str], embedder: BaseEmbedder, k: int) -> Floats:
+    """`[4, questions]`: the shares of evidence among the first k and held at all, and both strictly."""
+    texts = {stream.turns[item][2].id: text for item, text in held.items()}
+    whole = {turn.id: turn.text for _, _, turn in stream.turns}
     config = LongTermMemoryConfig(surprise_threshold=0.0)  # all is admitted
     with remember(stream.turns, _Keeping(embedder), long_term_config=config) as manager:
-        if gone := [turn.id for _, _, turn in stream.turns if turn.id not in ids]:
+        if gone := [name for name in whole if name not in texts]:
             manager.forget(gone)
-        recalls, kept = [], []
+        _abridge(manager, {name: text for name, text in texts.items() if text != whole[name]})
+        shares = []
         for question in conversation.questions:
-            wanted = set(question.evidence)
             found = {hit["id"] for hit in manager.query(question.question, k)}
-            recalls.append(len(wanted & found) / len(wanted))
-            kept.append(len(wanted & ids) / len(wanted))
-    return np.array(recalls), np.array(kept)
+            wanted = [name for name in set(question.evidence) if name in texts]
+            strictly = [name for name in wanted if still_says(question.answers, whole[name], texts[name])]
+            counts = len(found.intersection(wanted)), len(wanted), len(found.intersection(strictly)), len(strictly)
+            shares.append(np.array(counts) / len(set(question.evidence)))
+    return np.array(shares).reshape(-1, 4).T
+
+
+def _abridge(manager: TitansManager, texts: Mapping[str, str]) -> None:
+    """Let a store hold only these parts of items, by id."""
+    items = manager.backend.get(list(manager.backend.seqs_of(list(texts)).values()))
+    for item in items:
+        abridge(item, texts[item.id])
+    with manager.backend.transaction():
+        manager.backend.shorten(items)
+
+
+def still_says(answers: Sequence[str], whole: str, left: str) -> bool:
+    """Whether what is left of a turn holds every answer that the whole held; if it held none, half its bytes."""
+    held = [answer for answer in map(_words, answers) if answer in _words(whole)]
+    if held:
+        return all(answer in _words(left) for answer in held)
+    return 2 * len(left.encode()) >= len(whole.encode())
+
+
+def _words(text: str) -> str:
+    """Of a text, in lower case, each between two spaces."""
+    return " ".join(["", *_WORD.findall(_APART.sub("", text.lower())), ""])
 
 
 class _Keeping(BaseEmbedder):

@@ -29,7 +29,7 @@ def losing(manager: TitansManager) -> str | None:
     if manager.config.surprise_threshold > 0:
         return f"surprise_threshold is {manager.config.surprise_threshold}: what surprises less is not kept"
     if manager.config.max_bytes is not None:
-        return f"max_bytes is {manager.config.max_bytes}: beyond that items are evicted"
+        return f"max_bytes is {manager.config.max_bytes}: beyond that items are shortened or evicted"
     if manager.long_term.size < EVERYTHING:
         return f"long_term_size is {manager.long_term.size}: beyond that items are evicted"
     return None

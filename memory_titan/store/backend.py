@@ -62,6 +62,9 @@ class Backend(Protocol):
     def count_use(self, uses: dict[int, int], value: float) -> None:
         """Add to the `used` of items, by seq, and set their value."""
 
+    def shorten(self, items: Sequence[Item]) -> None:
+        """Set content, terms (some of those before) and `abridged`, by seq: words were cut out. Vectors stay."""
+
     def delete(self, seqs: Sequence[int]) -> None:
         """Delete items with all that is known of them."""
 

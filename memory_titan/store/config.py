@@ -14,6 +14,7 @@ class LongTermMemoryConfig:
     momentum_factor: float = 0.8  # 0 to <1: of the neural memory's updates, the surprise of what came before
     memory_depth: int = 2  # 1 to 4 matrices of the neural memory
     max_bytes: int | None = None  # a budget for the texts held, UTF-8, beside the number of items; None: no such limit
+    abridge: bool = False  # with max_bytes: what is worth least goes sentence by sentence, not only whole items
     recall_weight: float = 0.1  # of what the neural memory recalls, beside the query itself
 
     def __post_init__(self) -> None:

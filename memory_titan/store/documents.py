@@ -62,6 +62,7 @@ def record(item: Item) -> dict[str, Any]:
         "source": item.source,
         "memory_type": "persistent" if item.source == "persistent" else "all",
         "surprise": item.surprise,
+        "abridged": item.abridged,
     }
 
 

@@ -38,6 +38,7 @@ class Item:
         surprise: 0 (known) to 1 (new) when the long-term memory was offered it; None: not yet.
         value: how many items had been offered when it was, or when a query last found it: it fades from then on.
         used: how often a query found it.
+        abridged: bytes that were cut out of its content to make room; 0: it is whole. The vector is the whole's.
     """
 
     id: str
@@ -54,6 +55,7 @@ class Item:
     surprise: float | None = None
     value: float = 0.0
     used: int = 0
+    abridged: int = 0
 
     @property
     def source(self) -> Source:
@@ -81,6 +83,7 @@ class Hit(TypedDict):
         duplicates: ids of items that say the same and were merged into this hit.
         replaces: ids of older statements about the same thing.
         replaced_by: the newer statement about the same thing, or None.
+        abridged: bytes of the content that the memory let go; "… " marks what is missing between two sentences.
     """
 
     content: str
@@ -95,6 +98,7 @@ class Hit(TypedDict):
     duplicates: list[str]
     replaces: list[str]
     replaced_by: str | None
+    abridged: int
 
 
 @dataclass
@@ -104,8 +108,10 @@ class Report:
     Attributes:
         admitted, rejected, evicted: ids. What was rejected or evicted is no longer held anywhere unless the short-term
             memory still has it.
+        abridged: ids of items that were shortened.
     """
 
     admitted: list[str] = field(default_factory=list)
     rejected: list[str] = field(default_factory=list)
     evicted: list[str] = field(default_factory=list)
+    abridged: list[str] = field(default_factory=list)

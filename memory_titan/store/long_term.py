@@ -2,7 +2,7 @@
 
 offered -> surprise: how badly the weights knew it -> admitted, or let go
         -> value: what it would be missed for      -> written to the weights, in order
-        -> while there is too much: what is worth least goes
+        -> while there is too much: what is worth least goes, where bytes are short sentence by sentence
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ from typing import Any
 
 import numpy as np
 
+from memory_titan.store.abridging import abridge, shortened
 from memory_titan.store.backend import Backend
 from memory_titan.store.config import LongTermMemoryConfig
-from memory_titan.store.item import LONG, PENDING, Item, Report, Vector
+from memory_titan.store.item import LONG, PENDING, SHORT, Item, Report, Vector
 from memory_titan.store.keeping import Keeper
 from memory_titan.store.neural import CHUNK, NeuralRecall
-from memory_titan.store.surprise import TWIN, impression, novelties
+from memory_titan.store.surprise import TWIN, novelties
 
 CHECKPOINT = 1024  # vectors in the log after which the weights are written down
 HORIZON = 8192  # newest items that the weights are made of anew after something was forgotten
 ALIKE = 256  # newest items of the same words that a new one is compared with
-NOTHING = {"offered": 0, "admitted": 0, "evicted": 0, "forgotten": 0}
+NOTHING = {"offered": 0, "admitted": 0, "evicted": 0, "abridged": 0, "forgotten": 0}
 STATE = "neural"  # name of the checkpoint among the blobs
 
 
@@ -52,6 +53,7 @@ class LongTermMemory:
         self.neural = NeuralRecall(dim, config, size)
         # What is not used loses `forget_rate` of its value with every `size` items that come by.
         self._fading = -math.log(max(1e-6, 1.0 - config.forget_rate)) / size
+        self._abridge = config.abridge and config.max_bytes is not None
         self._epoch: int | None = None  # of the weights in the database; they are made anew with every epoch
         self._saved = 0  # what the checkpoint covers
         self._keeper: Keeper | None = None
@@ -114,7 +116,7 @@ class LongTermMemory:
         counts["admitted"] += len(admitted)
         if self._keeper is not None:
             for item in admitted:
-                self._keeper.hold(item.seq, impression(item.content, item.surprise or 0.0), int(item.value))
+                self._keeper.hold(item)
         self._keep_counts(counts)
 
     def _delete(self, items: list[Item]) -> None:
@@ -133,22 +135,33 @@ class LongTermMemory:
         return found
 
     def _evict(self, report: Report) -> None:
-        """While there is too much, what is worth least goes; what is in the window as well stays there."""
+        """While there is too much, what is worth least goes; what is in the window as well stays there, and whole."""
         limit = self.config.max_bytes
         if limit is None and self._keeper is None and not self._overfull(len(report.admitted)):
             return
-        keeper, gone = self._keeping(), []
-        while len(keeper) > self.size or (limit is not None and keeper.size > limit and len(keeper)):
-            gone.append(keeper.least())
-            keeper.drop(gone[-1])
-        if not gone:
+        keeper = self._keeping()
+        if len(keeper) <= self.size and (limit is None or keeper.size <= limit):
             return
-        victims = self.backend.get(gone)
+        keeper.settle(set(self.backend.select(places=SHORT).tolist()) if self._abridge else frozenset())
+        while len(keeper) > self.size:
+            keeper.let_go(whole=True)
+        while limit is not None and keeper.size > limit and len(keeper):
+            keeper.let_go()
+        went = keeper.went()
+        victims = self.backend.get([seq for seq, left in went.items() if not left])
         self.backend.update((i.seq, i.places & ~LONG, i.surprise, i.value) for i in victims if i.places & ~LONG)
         self._delete([item for item in victims if not item.places & ~LONG])
         report.evicted += [item.id for item in victims]
+        shorter = self.backend.get([seq for seq, left in went.items() if left])
+        self._let_go(shorter)
+        for item in shorter:
+            abridge(item, shortened(item.content, item.speaker, went[item.seq]))
+            keeper.shortened(item)
+        self.backend.shorten(shorter)
+        report.abridged += [item.id for item in shorter]
         counts = self._counts()
         counts["evicted"] += len(victims)
+        counts["abridged"] += len(shorter)
         self._keep_counts(counts)
 
     def _overfull(self, admitted: int) -> bool:
@@ -161,11 +174,11 @@ class LongTermMemory:
     def _keeping(self) -> Keeper:
         """What is held, by value; made when it is first needed, and when another process has written."""
         if self._keeper is None or self._stamp != self._counts():
-            self._keeper = Keeper(self._fading)
+            self._keeper = Keeper(self._fading, self._abridge)
             held = self.backend.select(places=LONG)
             for start in range(0, len(held), 1024):
                 for item in self.backend.get(held[start : start + 1024]):
-                    self._keeper.hold(item.seq, impression(item.content, item.surprise or 0.0), int(item.value))
+                    self._keeper.hold(item)
             self._stamp = self._counts()
         return self._keeper
 

@@ -193,6 +193,11 @@ class PostgresBackend:
             (value, list(uses), list(uses.values()), self._store),
         )
 
+    def shorten(self, items: Sequence[Item]) -> None:
+        """Set content, terms (some of those before) and `abridged`, by seq: words were cut out. Vectors stay."""
+        if items:
+            postgres_items.shorten(self._db, self._store, items)
+
     def delete(self, seqs: Sequence[int]) -> None:
         """Delete items with all that is known of them."""
         postgres_items.delete(self._db, self._store, seqs, self._dim)
@@ -265,7 +270,9 @@ class PostgresBackend:
         found = {
             row[0]: postgres_items.item_of(row)
             for row in self._rows(
-                f"SELECT {postgres_items.COLUMNS}, terms FROM items WHERE store = %s AND seq = ANY (%s)", wanted
+                f"SELECT {postgres_items.COLUMNS}, terms, bytes FROM items LEFT JOIN abridged USING (store, seq) "
+                "WHERE store = %s AND seq = ANY (%s)",
+                wanted,
             )
         }
         items = [found[seq] for seq in wanted.tolist() if seq in found]

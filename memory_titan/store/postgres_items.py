@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from memory_titan.store.errors import StoreError
-from memory_titan.store.item import Item
+from memory_titan.store.item import Item, Seqs
 from memory_titan.store.postgres_link import Connection
 from memory_titan.store.postings import Terms, postings_of
 from memory_titan.store.terms import pack, unpack
@@ -61,18 +61,23 @@ def insert(db: Connection, store: int, items: Sequence[Item], dim: int) -> int:
             f"INSERT INTO vectors_{int(dim)} VALUES (%s, %s, %s::vector)",
             [(store, item.seq, np.asarray(item.vector, np.float32)) for item in items],
         )
-    found = postings_of(np.concatenate([item.terms for item in items]), lengths, 0)
+    _insert_postings(db, store, np.arange(first, last + 1), [item.terms for item in items])
+    return int(count)
+
+
+def _insert_postings(db: Connection, store: int, seqs: Seqs, terms: list[Terms]) -> None:
+    lengths = np.array([len(each) for each in terms], np.int32)
+    found = postings_of(np.concatenate(terms), lengths, 0)
     db.execute(
         "INSERT INTO postings SELECT %s, * FROM unnest(%s::int[], %s::bigint[], %s::int[], %s::int[])",
         (
             store,
             found.term.view(np.int32),
-            found.row.astype(np.int64) + first,
+            seqs[found.row],
             np.rint(1 / found.x).astype(np.int32),
             lengths[found.row],
         ),
     )
-    return int(count)
 
 
 def wording(terms: Terms) -> int:
@@ -97,8 +102,17 @@ def delete(db: Connection, store: int, seqs: Sequence[int], dim: int) -> None:
         "DELETE FROM items WHERE store = %s AND seq = ANY (%s) RETURNING seq, terms", (store, gone), binary=True
     ).fetchall()
     db.execute(f"DELETE FROM vectors_{int(dim)} WHERE store = %s AND seq = ANY (%s)", (store, gone))
+    db.execute("DELETE FROM abridged WHERE store = %s AND seq = ANY (%s)", (store, gone))
     if not rows:
         return
+    tokens = _delete_postings(db, store, rows)
+    db.execute(
+        "UPDATE stores SET items = items - %s, tokens = tokens - %s WHERE store = %s", (len(rows), tokens, store)
+    )
+
+
+def _delete_postings(db: Connection, store: int, rows: list[tuple[int, bytes]]) -> int:
+    """Of items, by seq and their terms; how many tokens they had."""
     terms = [unpack(row[1]) for row in rows]
     lengths = np.array([len(each) for each in terms], np.int32)
     found = postings_of(np.concatenate(terms), lengths, 0)
@@ -107,15 +121,30 @@ def delete(db: Connection, store: int, seqs: Sequence[int], dim: int) -> None:
         "AND postings.term = gone.term AND postings.seq = gone.seq",
         (found.term.view(np.int32), np.array([row[0] for row in rows], np.int64)[found.row], store),
     )
-    db.execute(
-        "UPDATE stores SET items = items - %s, tokens = tokens - %s WHERE store = %s",
-        (len(rows), int(lengths.sum()), store),
-    )
+    return int(lengths.sum())
+
+
+def shorten(db: Connection, store: int, items: Sequence[Item]) -> None:
+    """Set content, terms and `abridged` of items, at least one."""
+    seqs, terms = np.array([i.seq for i in items], np.int64), [i.terms for i in items]
+    sql = "SELECT seq, terms FROM items WHERE store = %s AND seq = ANY (%s)"
+    lost = _delete_postings(db, store, db.execute(sql, (store, seqs), binary=True).fetchall())
+    _insert_postings(db, store, seqs, terms)
+    db.execute("UPDATE stores SET tokens = tokens + %s - %s WHERE store = %s", (sum(map(len, terms)), lost, store))
+    with db.cursor() as cursor:
+        cursor.executemany(
+            "UPDATE items SET content = %s, terms = %s, wording = %s WHERE store = %s AND seq = %s",
+            [(i.content, pack(i.terms), wording(i.terms), store, i.seq) for i in items],
+        )
+        cursor.executemany(
+            "INSERT INTO abridged VALUES (%s, %s, %s) ON CONFLICT (store, seq) DO UPDATE SET bytes = EXCLUDED.bytes",
+            [(store, i.seq, i.abridged) for i in items],
+        )
 
 
 def item_of(row: tuple[Any, ...]) -> Item:
-    """Of a row of COLUMNS and terms; without its vector."""
-    seq, name, content, written, created, session, position, speaker, places, surprise, value, used, terms = row
+    """Of a row of COLUMNS, terms and the bytes cut out; without its vector."""
+    seq, name, content, written, created, session, position, speaker, places, surprise, value, used, terms, cut = row
     return Item(
         id=name,
         content=content,
@@ -131,4 +160,5 @@ def item_of(row: tuple[Any, ...]) -> Item:
         surprise=surprise,
         value=value,
         used=used,
+        abridged=cut or 0,
     )

@@ -4,7 +4,7 @@ Everything is in one schema, `memory_titan`, and every row of a store begins wit
 
 stores    name, the last seq, sums that a search needs; its row is the lock that writers of a store take
 items     text, metadata, times, places, terms as they come          postings  term -> items, for BM25
-meta, blobs, log    as in `sqlite.py`                                vectors_384    embeddings of 384, and so on
+meta, blobs, log, abridged    as in `sqlite.py`                      vectors_384    embeddings of 384, and so on
 """
 
 from __future__ import annotations
@@ -68,6 +68,9 @@ CREATE TABLE memory_titan.meta (store INT, key TEXT, value TEXT NOT NULL, PRIMAR
 CREATE TABLE memory_titan.blobs (store INT, name TEXT, data BYTEA NOT NULL, PRIMARY KEY (store, name));
 CREATE TABLE memory_titan.log (store INT, position BIGINT, vector BYTEA NOT NULL, PRIMARY KEY (store, position));
 """
+# Of an earlier day; made where it is missing.
+ADDED = """CREATE TABLE IF NOT EXISTS memory_titan.abridged (
+    store INT, seq BIGINT, bytes BIGINT NOT NULL, PRIMARY KEY (store, seq))"""
 # pgvector may be in any schema.
 FIND_VECTOR = """SELECT set_config('search_path', 'memory_titan, ' || quote_ident(nspname), false)
     FROM pg_extension JOIN pg_namespace ON pg_namespace.oid = extnamespace WHERE extname = 'vector'"""
@@ -92,6 +95,9 @@ def open_store(url: str, name: str, read_only: bool) -> int:
                 with _alone(db):
                     if _version(db) is None:  # nobody was faster
                         db.execute(TABLES)
+            if not read_only and _version(db) == VERSION and not _is_there(db, "abridged"):
+                with _alone(db):
+                    db.execute(ADDED)
             version = _version(db)
             if version is None:
                 raise StoreFileError(f"there is no memory-titan store in {place(url)}")
@@ -127,11 +133,15 @@ def _check_server(db: Connection) -> None:
 
 
 def _version(db: Connection) -> int | None:
-    there = db.execute("SELECT to_regclass('memory_titan.version')::text").fetchone()
-    if there is None or there[0] is None:
+    if not _is_there(db, "version"):
         return None
     found = db.execute("SELECT max(version) FROM memory_titan.version").fetchone()
     return None if found is None else found[0]
+
+
+def _is_there(db: Connection, table: str) -> bool:
+    found = db.execute("SELECT to_regclass(%s)::text", (f"memory_titan.{table}",)).fetchone()
+    return found is not None and found[0] is not None
 
 
 @contextlib.contextmanager
@@ -149,8 +159,7 @@ def _alone(db: Connection) -> Iterator[None]:
 def make_vectors(db: Connection, dim: int) -> None:
     """The table for vectors of one width, if it is not there."""
     table = f"memory_titan.vectors_{int(dim)}"
-    there = db.execute("SELECT to_regclass(%s)::text", (table,)).fetchone()
-    if there is not None and there[0] is not None:
+    if _is_there(db, f"vectors_{int(dim)}"):
         return
     with _alone(db):
         columns = f"store INT, seq BIGINT, embedding vector({int(dim)}) NOT NULL, PRIMARY KEY (store, seq)"

@@ -7,7 +7,7 @@ from typing import Any
 
 from memory_titan.store.postgres_link import Connection
 
-SHARED = ("items", "postings", "meta", "blobs", "log")  # tables of all stores, beside that of the vectors
+SHARED = ("items", "postings", "meta", "blobs", "log", "abridged")  # tables of all stores, beside that of the vectors
 
 DEAD = 1000  # rows that are left lying anyhow
 Rows = Callable[..., list[tuple[Any, ...]]]  # of SQL whose first parameter is the store, and the others

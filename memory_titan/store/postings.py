@@ -48,6 +48,12 @@ class Postings:
         renumbered = np.cumsum(alive, dtype=np.int32) - np.int32(1)
         return Postings(kept.term, renumbered[kept.row], kept.x, kept.y)
 
+    def reworded(self, rows: Ints, told: Postings) -> Postings:
+        """With what is `told` of these rows, by term and row: some of what they held."""
+        at = np.flatnonzero(np.isin(self.row, rows))
+        gone, x, y = _told(self.term[at], at, self.row, self.x, self.y, told)
+        return Postings(np.delete(self.term, gone), np.delete(self.row, gone), x, y)
+
 
 NONE = Postings(np.empty(0, np.uint32), np.empty(0, np.int32), np.empty(0, np.float32), np.empty(0, np.float32))
 
@@ -63,6 +69,22 @@ def postings_of(tokens: Terms, lengths: NDArray[np.int32], row: int) -> Postings
     return Postings(
         (keys >> np.uint64(32)).astype(np.uint32), at, np.float32(1) / tf, np.float32(lengths[at - row]) / tf
     )
+
+
+def _told(
+    terms: Terms, at: Ints, rows: NDArray[np.int32], x: NDArray[np.float32], y: NDArray[np.float32], told: Postings
+) -> tuple[Ints, NDArray[np.float32], NDArray[np.float32]]:
+    """Of postings whose terms `at` some places are looked up: places that are not told of; x and y without them."""
+    keys, known = (
+        term.astype(np.uint64) << np.uint64(32) | row.astype(np.uint64)
+        for term, row in ((terms, rows[at]), (told.term, told.row))
+    )
+    place = np.searchsorted(known, keys)
+    there = np.append(known, ~known[-1:])[place] == keys if len(known) else np.zeros(len(keys), bool)
+    x, y = x.copy(), y.copy()
+    x[at[there]], y[at[there]] = told.x[place[there]], told.y[place[there]]
+    gone = at[~there]
+    return gone, np.delete(x, gone), np.delete(y, gone)
 
 
 @dataclass(frozen=True)
@@ -96,6 +118,14 @@ class Bulk:
         if place == len(self.terms) or self.terms[place] != term:
             return slice(0, 0)
         return slice(int(self.starts[place]), int(self.starts[place + 1]))
+
+    def reworded(self, rows: Ints, told: Postings) -> Bulk:
+        """As of `Postings`."""
+        at = np.flatnonzero(np.isin(self.rows, rows))
+        # the last of the terms that begin there or before: those without postings begin where the next one does
+        terms = self.terms[np.searchsorted(self.starts[:-1], at, side="right") - 1]
+        gone, x, y = _told(terms, at, self.rows, self.x, self.y, told)
+        return Bulk(self.terms, self.starts - np.searchsorted(gone, self.starts), np.delete(self.rows, gone), x, y)
 
     def merged(self, late: Postings) -> Bulk:
         """With postings of later rows, which ascend within each term."""

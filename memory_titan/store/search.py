@@ -166,4 +166,5 @@ def _hit(item: Item, score: float, why: dict[str, float]) -> Hit:
         duplicates=[],
         replaces=[],
         replaced_by=None,
+        abridged=item.abridged,
     )

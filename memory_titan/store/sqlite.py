@@ -3,6 +3,7 @@
 items    text, metadata, times, places        vectors  embedding and hashed words of each
 tags     metadata by key and value            gone     what was deleted, for other processes' indexes
 log      vectors written to the neural memory since its last checkpoint       blobs    that checkpoint, and others
+abridged  how much was cut out of items
 
 A reader's indexes catch up before each search, by the `change` that each row was written with.
 """
@@ -19,12 +20,13 @@ from typing import Any
 
 import numpy as np
 
+from memory_titan.store import sqlite_abridged, sqlite_upkeep
 from memory_titan.store.backend import Words
 from memory_titan.store.errors import StoreError, StoreFileError
 from memory_titan.store.indexes import Indexes
 from memory_titan.store.item import Item, Seqs, Vector
 from memory_titan.store.sessions import Places
-from memory_titan.store.sqlite_file import SqliteFile
+from memory_titan.store.sqlite_file import SqliteFile, sum_of
 from memory_titan.store.terms import pack, unpack
 from memory_titan.store.where import TAGS_SCHEMA, sqlite_clause, sqlite_tags, tag_rows
 
@@ -59,7 +61,8 @@ class SqliteBackend(SqliteFile):
         self._seen, self._data_version = -1, -1  # the change that the indexes stand at
         self._added: dict[str | None, int] = {}  # items by session, of this transaction: not in the index yet
         self.dim: int | None = None
-        super().__init__(SCHEMA + TAGS_SCHEMA, path, read_only, durable)
+        self._abridges = not read_only  # the table is there
+        super().__init__(SCHEMA + TAGS_SCHEMA, sqlite_abridged.ADDED, path, read_only, durable)
 
     def _beginning(self) -> None:
         self._added = {}
@@ -117,7 +120,7 @@ class SqliteBackend(SqliteFile):
                     i.surprise,
                     i.value,
                     i.used,
-                    _sum(i.id, i.content, written),
+                    sum_of(i.id, i.content, written),
                     change,
                 )
                 for i in items
@@ -152,10 +155,16 @@ class SqliteBackend(SqliteFile):
         rows = ((n, value, seq) for seq, n in uses.items())
         self._db.executemany("UPDATE items SET used = used + ?, value = ? WHERE seq = ?", rows)
 
+    def shorten(self, items: Sequence[Item]) -> None:
+        """Set content, terms (some of those before) and `abridged`, by seq: words were cut out. Vectors stay."""
+        sqlite_abridged.write(self._db, items, self._next_change())
+        left = {i.seq: i.terms for i in items}
+        self._after.append(lambda: self.indexes.words.reword(left))
+
     def delete(self, seqs: Sequence[int]) -> None:
         """Delete items with all that is known of them."""
         change, rows = self._next_change(), [(int(seq),) for seq in seqs]
-        for table in ("items", "vectors", "tags"):
+        for table in ("items", "vectors", "tags", "abridged"):
             self._db.executemany(f"DELETE FROM {table} WHERE seq = ?", rows)
         self._db.executemany("INSERT OR REPLACE INTO gone VALUES (?, ?)", ((seq[0], change) for seq in rows))
         gone = np.sort(np.asarray([row[0] for row in rows], np.int64))
@@ -211,6 +220,10 @@ class SqliteBackend(SqliteFile):
                 marks = ",".join("?" * len(part))
                 for row in db.execute(f"SELECT {COLUMNS} FROM items WHERE seq IN ({marks})", part):
                     found[row[0]] = self._item(row)
+                if self._abridges:
+                    for seq, cut in db.execute(f"SELECT seq, bytes FROM abridged WHERE seq IN ({marks})", part):
+                        if seq in found:
+                            found[seq].abridged = cut
                 if full:
                     for seq, vector, terms, _ in db.execute(f"SELECT * FROM vectors WHERE seq IN ({marks})", part):
                         found[seq].vector, found[seq].terms = np.frombuffer(vector, np.float32), unpack(terms)
@@ -226,7 +239,7 @@ class SqliteBackend(SqliteFile):
         return np.array([found.get(seq, 0) for seq in seqs.tolist()], np.int64)
 
     def _item(self, row: tuple[Any, ...]) -> Item:
-        if _sum(*row[1:4]) != row[-1]:
+        if sum_of(*row[1:4]) != row[-1]:
             raise StoreFileError(f"{self.path} is damaged: item {row[1]!r:.60} is not as it was written")
         return _item(row)
 
@@ -320,6 +333,9 @@ class SqliteBackend(SqliteFile):
                     self.indexes.close()
                     self._indexes = Indexes(self.indexes.dim)
                 gone = self._db.execute("SELECT seq FROM gone WHERE change > ? ORDER BY seq", (self._seen,)).fetchall()
+                self._abridges = sqlite_abridged.is_there(self._db)
+                since = self._seen, self.indexes.newest
+                less = sqlite_abridged.terms_since(self._db, *since) if self._abridges else {}
                 sql = """SELECT seq, vector, terms, vectors.sum, session, position, speaker
                          FROM vectors JOIN items USING (seq) WHERE seq > ? ORDER BY seq"""
                 new = self._db.execute(sql, (self.indexes.newest,)).fetchall()
@@ -331,6 +347,7 @@ class SqliteBackend(SqliteFile):
             self._seen = -1  # until all of it is done
             if gone and self.indexes.newest >= 0:
                 self.indexes.remove(np.array([row[0] for row in gone], np.int64))
+            self.indexes.words.reword(less)
             for part in _parts(new, 8192):
                 if any(zlib.crc32(vector + terms) != told for _, vector, terms, told, *_ in part):
                     raise StoreFileError(f"{self.path} is damaged: vectors are not as they were written")
@@ -385,23 +402,7 @@ class SqliteBackend(SqliteFile):
     def check(self) -> list[str]:
         """What is wrong: with the file by SQLite's own examination, and with what is in it. Empty: nothing."""
         with self._reading() as db:
-            problems = [row[0] for row in db.execute("PRAGMA integrity_check") if row[0] != "ok"]
-            for name, data, told in db.execute("SELECT * FROM blobs"):
-                if zlib.crc32(data) != told:
-                    problems.append(f"{name} is not as it was written; it will be made anew")
-            sql = """SELECT id, content, metadata, items.sum, vector, terms, vectors.sum
-                     FROM items LEFT JOIN vectors USING (seq)"""
-            for name, content, metadata, told, vector, terms, of_vector in db.execute(sql):
-                if _sum(name, content, metadata) != told:
-                    problems.append(f"item {name!r:.60} is not as it was written")
-                if vector is None or zlib.crc32(vector + terms) != of_vector:
-                    problems.append(f"the vector of item {name!r:.60} is not as it was written, or missing")
-        return problems
-
-
-def _sum(*texts: str) -> int:
-    """A sum that tells whether texts are still as they were written."""
-    return zlib.crc32("\0".join(texts).encode("utf-8", "surrogateescape"))
+            return sqlite_upkeep.check(db)
 
 
 def _item(row: tuple[Any, ...]) -> Item:

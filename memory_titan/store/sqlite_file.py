@@ -11,7 +11,8 @@ import os
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -28,6 +29,7 @@ class SqliteFile:
 
     Args:
         schema: made in a new file.
+        added: made where it is missing, as in files of an earlier day.
         path: the file, made if it is not there; None: in memory only.
         read_only: never write; the file must be there.
         durable: every commit is on the disk before it returns, so that it survives a power cut. Without, what was
@@ -39,7 +41,12 @@ class SqliteFile:
     """
 
     def __init__(
-        self, schema: str, path: str | os.PathLike[str] | None, read_only: bool = False, durable: bool = False
+        self,
+        schema: str,
+        added: Sequence[str],
+        path: str | os.PathLike[str] | None,
+        read_only: bool = False,
+        durable: bool = False,
     ) -> None:
         # One name for a file, whatever links lead to it and whatever folder the process goes to later.
         self.path = None if path is None else Path(os.path.realpath(path))
@@ -63,7 +70,7 @@ class SqliteFile:
                 self._claim(self.path)
                 unfinished = self._log_of(self.path).exists()
             self._db = self._connect(read_only)
-            self._prepare(schema, durable)
+            self._prepare(schema, added, durable)
             if unfinished:  # who wrote last died; what it deleted may be in the log still
                 self.erase()
         except BaseException as error:
@@ -99,7 +106,7 @@ class SqliteFile:
         db.execute("PRAGMA mmap_size=0")
         return db
 
-    def _prepare(self, schema: str, durable: bool) -> None:
+    def _prepare(self, schema: str, added: Sequence[str], durable: bool) -> None:
         db = self._db
         application = db.execute("PRAGMA application_id").fetchone()[0]
         version = db.execute("PRAGMA user_version").fetchone()[0]
@@ -124,6 +131,8 @@ class SqliteFile:
                     db.execute(statement.removesuffix(";"))
                 db.execute(f"PRAGMA application_id={APPLICATION}")
                 db.execute(f"PRAGMA user_version={VERSION}")
+        for statement in added:
+            db.execute(statement)
 
     def close(self) -> None:
         """Finish; the file then stands alone, its log emptied."""
@@ -290,3 +299,8 @@ class SqliteFile:
                 db.backup(copy)
         finally:
             copy.close()
+
+
+def sum_of(*texts: str) -> int:
+    """A sum that tells whether texts are still as they were written."""
+    return zlib.crc32("\0".join(texts).encode("utf-8", "surrogateescape"))

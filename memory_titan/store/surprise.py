@@ -7,13 +7,16 @@ common makes less of every item that has it; the weights are `wording.py`'s. Nov
 the item came, |M(x) - x|^2. Per byte, since a budget is in bytes: over all, long items hold no more of what is asked
 later than short ones of the same size together. The overhead is what an item costs beside its text: a place among the
 results.
+
+Where sentences go one by one, each has a value made in the same way of its own terms and bytes and the novelty of its
+item. What is counted are sentences; the mean is that of items, so short sentences are dearer.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +31,7 @@ TWIN = 0.99  # cosine from which an item of the same words says what is held alr
 
 @dataclass(frozen=True)
 class Impression:
-    """What an item's value is made of.
+    """What the value of an item, or of a sentence of one, is made of.
 
     Attributes:
         terms: hashes of its distinct terms.
@@ -50,6 +53,17 @@ def impression(text: str, novelty: float) -> Impression:
     return Impression([zlib.crc32(term.encode()) for term in terms], weights, len(text.encode()), novelty)
 
 
+def together(parts: Sequence[Impression], size: int) -> Impression:
+    """Of the item of `size` bytes whose sentences these are, at least one."""
+    if len(parts) == 1:
+        return parts[0] if parts[0].size == size else replace(parts[0], size=size)
+    terms: dict[int, float] = {}
+    for part in parts:
+        for term, weight in zip(part.terms, part.weights.tolist(), strict=True):
+            terms[term] = max(weight, terms.get(term, 0.0))
+    return Impression(list(terms), np.fromiter(terms.values(), np.float64, len(terms)), size, parts[0].novelty)
+
+
 def novelties(vectors: Vector, neural: NeuralRecall, twins: Sequence[bool]) -> Vector:
     """`[n]`, 0 to 1: how badly the weights know each of `[n, dim]`, `|M(x) - x|^2`; 0 for twins of what is held.
 
@@ -63,14 +77,14 @@ def novelties(vectors: Vector, neural: NeuralRecall, twins: Sequence[bool]) -> V
 
 
 class Known:
-    """In how many of the items held each term stands."""
+    """In how many of the items held, or of their sentences, each term stands."""
 
     def __init__(self) -> None:
         self.items = 0
         self._holders: dict[int, int] = {}
 
     def add(self, item: Impression, by: int = 1) -> None:
-        """An item is held from now on; `by=-1`: no longer."""
+        """It is held from now on; `by=-1`: no longer."""
         self.items += by
         for term in item.terms:
             count = self._holders.get(term, 0) + by

@@ -8,7 +8,6 @@ evidence lies, on two sets of conversations. The word lists are English; in anot
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 
 QUESTION = 0.5  # a term in a sentence that ends in "?"
 EXCLAMATION = 0.75
@@ -84,12 +83,6 @@ def sentences(text: str) -> list[str]:
             pieces.append(text[start : gap.end()])
             start = gap.end()
     return [*pieces, text[start:]] if start < len(text) else pieces
-
-
-def shortened(text: str, left: Sequence[int]) -> str:
-    """What a text is when only some of its sentences are left, by their numbers from 0."""
-    pieces = sentences(text)
-    return "".join(pieces[number] for number in left)
 
 
 def _sentence_weight(sentence: str, words: list[str]) -> float:

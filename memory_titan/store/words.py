@@ -14,7 +14,7 @@ new snapshot at each change and never alters one: a reader works on the snapshot
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import TypeAlias
@@ -176,6 +176,37 @@ class WordIndex:
             lost = int(now.lengths[rows].sum())
             now = replace(now, asked={}, alive=alive, count=now.count - len(rows), tokens=now.tokens - lost)
             self._now = _compact(now) if now.count <= 0.75 * now.rows else now
+
+    def reword(self, items: Mapping[int, Terms]) -> None:
+        """Words were cut out of items: by seq, the terms that are left. Seqs that are not there are passed over.
+
+        Args:
+            items: each with some of the terms that it had.
+        """
+        with self._writing:
+            now = self._now
+            seqs = np.array(sorted(items), np.int64)
+            rows, there = where(now.seqs[: now.rows], seqs)
+            there[there] = now.alive[rows[there]]
+            rows, left = rows[there], [items[seq] for seq in seqs[there].tolist()]
+            if not len(rows):
+                return
+            lengths = np.fromiter(map(len, left), np.int32, len(left))
+            found = postings_of(np.concatenate(left), lengths, 0)
+            told = Postings(found.term, rows[found.row].astype(np.int32), found.x, found.y)
+            tail = now.tail.take(slice(now.tailed)).reworded(rows, told)
+            all_lengths, wordings = now.lengths.copy(), now.wordings.copy()
+            all_lengths[rows], wordings[rows] = lengths, _wordings(found, 0, len(left))
+            self._now = replace(
+                now,
+                asked={},
+                bulk=now.bulk.reworded(rows, told),
+                tail=tail,
+                tailed=len(tail),
+                lengths=all_lengths,
+                wordings=wordings,
+                tokens=now.tokens + int(lengths.sum()) - int(now.lengths[rows].sum()),
+            )
 
     def search(
         self, terms: ArrayLike, k: int, allowed: NDArray[np.int64] | None = None, weights: ArrayLike | None = None

@@ -7,6 +7,7 @@ from bag import BagEmbedder
 from memory_titan.evaluation import keeping as module
 from memory_titan.evaluation.conversations import spoken
 from memory_titan.evaluation.keeping import (
+    ABRIDGED,
     ALL,
     RULES,
     SURPRISE,
@@ -16,6 +17,7 @@ from memory_titan.evaluation.keeping import (
     keep,
     longest,
     newest,
+    still_says,
 )
 from memory_titan.tasks.conversations import Conversation, Question, Session, Turn
 
@@ -64,21 +66,46 @@ def test_surprise_keeps_the_facts_and_the_rest_does_not():
 @pytest.mark.parametrize("name", [name for name in RULES if name != ALL])
 @pytest.mark.parametrize("budget", [0.1, 0.5])
 def test_every_rule_keeps_the_budget(name, budget):
-    held = keep(stream(), name, RULES[name], budget, BAG).tolist()
-    assert size(held) <= budget * size(range(20))
-    if name != SURPRISE:  # it does not take what it knows
+    kept = keep(stream(), name, RULES[name], budget, BAG)
+    held = list(kept)
+    assert sum(len(text.encode()) for text in kept.values()) <= budget * size(range(20))
+    if RULES[name]:  # the store does not take what it knows
         assert size(held) > budget * size(range(20)) - 30
     assert held == sorted(set(held))
 
 
 def test_simple_rules_keep_what_they_say():
-    held = keep(stream(), "newest", newest, 0.2, BAG).tolist()
+    held = list(keep(stream(), "newest", newest, 0.2, BAG))
     assert held == list(range(20 - len(held), 20))
-    held = keep(stream(), "longest", longest, 0.3, BAG).tolist()
+    held = list(keep(stream(), "longest", longest, 0.3, BAG))
     out = set(range(20)) - set(held)
     assert min(len(TEXTS[i]) for i in held) >= max(len(TEXTS[i]) for i in out)
-    first, second, again = (keep(stream(), "random", RULES["random"], 0.3, BAG, seed).tolist() for seed in (0, 1, 0))
+    first, second, again = (list(keep(stream(), "random", RULES["random"], 0.3, BAG, seed)) for seed in (0, 1, 0))
     assert first == again != second
+
+
+def abridged():
+    """Each fact behind small talk, in one turn."""
+    turns = tuple(Turn(f"t{n}", "Eve", f"Oh, how are you then? {fact}. OK, thanks!") for n, fact in enumerate(FACTS))
+    asked = [("Where did Anna move?", "Turku"), ("What did Boris sell?", "thanks")]
+    questions = tuple(Question(text, (f"t{n}",), (answer,)) for n, (text, answer) in enumerate(asked))
+    return Conversation("c", (Session("s", turns),), questions)
+
+
+def test_what_is_held_in_part_counts_strictly_only_with_the_answer():
+    found = results([SURPRISE, ABRIDGED], abridged(), budget=0.5)
+    assert found[ABRIDGED].kept == found[ABRIDGED].recall == 1 and found[ABRIDGED].strict == 0.5
+    assert found[ABRIDGED].strict_kept == 0.5 and found[ABRIDGED].stricts.tolist() == [1, 0]
+    assert found[SURPRISE].strict == found[SURPRISE].recall <= 0.5
+    assert found[ABRIDGED].items > found[SURPRISE].items
+
+
+def test_what_still_says_it():
+    whole = "I do n't know. It's in the harbour, by the sea."
+    assert still_says(["it 's in the harbour", "a hen"], whole, "It's in the harbour, by the sea.")
+    assert not still_says(["in the harbour", "I don't"], whole, "It's in the harbour, by the sea.")
+    assert not still_says(["harbour"], whole, "the harbourmaster") and not still_says(["know it"], whole, "know … it")
+    assert still_says(["Ann"], whole, whole[:-20]) and not still_says((), whole, whole[:20])
 
 
 def test_what_the_rules_value():

@@ -47,6 +47,7 @@ item = st.lists(st.integers(0, 9), max_size=8)
 step = st.one_of(
     st.tuples(st.just("add"), st.lists(item, min_size=1, max_size=12)),
     st.tuples(st.just("remove"), st.lists(st.integers(0, 60), max_size=8)),
+    st.tuples(st.just("cut"), st.dictionaries(st.integers(0, 60), st.integers(0, 7), max_size=8)),
     st.tuples(
         st.just("search"),
         st.lists(st.tuples(st.integers(0, 11), st.floats(0.1, 3)), max_size=5),
@@ -72,6 +73,13 @@ def test_any_history(steps, gap, tail):
             elif kind == "remove":
                 index.remove(rest[0])
                 held = {seq: tokens for seq, tokens in held.items() if seq not in rest[0]}
+            elif kind == "cut":
+                left = {seq: held.get(seq, [])[at:] for seq, at in rest[0].items()}
+                index.reword({seq: np.array(tokens, np.uint32) for seq, tokens in left.items()})
+                held |= {seq: tokens for seq, tokens in left.items() if seq in held}
+                same = index.same_words([np.array(tokens, np.uint32) for tokens in held.values()])
+                sets = [set(tokens) for tokens in held.values()]
+                assert [len(found) for found in same] == [sets.count(each) for each in sets]
             else:
                 query, k, allowed, weighted = rest
                 agrees(
