@@ -329,7 +329,7 @@ def test_trace():
     assert one.write_slots.shape == one.read_weights.shape == (3, 23, HEADS, 3)
     laws.same(one.write_weights.norm(dim=-1), mask[..., None].expand(-1, -1, HEADS).double())
     assert ((one.keep > 0) == mask[..., None]).all()
-    laws.same(one.write_marginals.sum(-1), torch.ones(2, HEADS, dtype=torch.float64))
+    laws.same(one.write_usage.sum(-1), torch.ones(1, HEADS, dtype=torch.float64))
     alone = build()
     with trace(alone) as alone_traces:
         alone(x[:1, mask[0]])

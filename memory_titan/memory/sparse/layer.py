@@ -24,7 +24,7 @@ from memory_titan.memory.sparse.chunk import chunk_bank, read_bank
 from memory_titan.memory.sparse.config import SparseDeltaBankConfig
 from memory_titan.memory.sparse.gating import SlotGating
 from memory_titan.memory.sparse.product_keys import ProductKeys, QueryNorm, choose
-from memory_titan.memory.sparse.utilisation import SparseTrace, sub_key_marginals
+from memory_titan.memory.sparse.utilisation import SparseTrace, mean_choice
 from memory_titan.memory.sparse.walk import zeros
 from memory_titan.memory.state import MemoryState
 from memory_titan.memory.surprise import Surprise
@@ -252,7 +252,7 @@ class SparseDeltaBank(Traceable, PyTorchModelHubMixin):
             surprise = Surprise(*(in_place(torch.cat(part, 2).transpose(1, 2)) for part in told))
         if self.traces is not None and surprise is not None:  # then there is one piece
             kept = {
-                name: value if value is None or name.endswith("marginals") else in_place(value.transpose(1, 2))
+                name: value if value is None or name.endswith("usage") else in_place(value.transpose(1, 2))
                 for name, value in pieces[0].trace.items()
             }
             self.traces.append(SparseTrace(surprise=surprise, momentum=torch.zeros_like(kept["step"]), **kept))
@@ -343,7 +343,7 @@ class SparseDeltaBank(Traceable, PyTorchModelHubMixin):
             traced = {"step": gates.write, "keep": keep}
             for name, address, logits in (("write", write, write_logits), ("read", asked, read_logits)):
                 traced[f"{name}_slots"], traced[f"{name}_weights"] = (None, None) if address is None else address
-                traced[f"{name}_marginals"] = None if logits is None else sub_key_marginals(logits, mask)
+                traced[f"{name}_usage"] = None if logits is None else mean_choice(logits, mask)
         return _Piece(out, told, traced, finite, overwritten, new)
 
     def _check(self, x: Tensor, state: SparseDeltaBankState | None, width: int) -> None:

@@ -2,14 +2,15 @@
 
 A bank may write everything to the same few slots: nothing in a task's loss tells it of the others. What counts is the
 MARGINAL use p_mean, over many tokens: its entropy is large when different tokens take different slots, and each single
-token may still choose sharply.
+token may still choose sharply. The loss is 1 - H(p_mean) / log N, p_mean being taken before the best m slots are, so
+that the others have a gradient too: over all N = n * n slots, a token's distribution is the product of its two
+distributions over sub-keys.
 
-Over all n * n slots, before the best m are taken, a token's distribution over slots is the product of its two
-distributions over sub-keys. The mean of such products has the means p1 and p2 of these as its marginals, so that
-H(p_mean) <= H(p1) + H(p2), with equality where the two halves are independent. The loss is taken on that bound,
-1 - (H(p1) + H(p2)) / log N, which costs 2 n numbers and not n * n. It is 0 where all sub-keys are used alike, and at
-most what the loss on the slots themselves would be: small, it does not prove that the pairs are used alike too.
-`effective_slots` of `slot_usage`, from the addresses themselves, tells.
+In a large bank p_mean itself costs too much. It has the means p1 and p2 of the two as its marginals, so that
+H(p_mean) <= H(p1) + H(p2), with equality where the halves are independent, and the loss is taken on that bound,
+1 - (H(p1) + H(p2)) / log N, of 2 n numbers. It is 0 where all sub-keys are used alike, and never more than the loss on
+slots: small, it does not prove that the pairs are used alike too. `effective_slots` of `slot_usage`, from the addresses
+themselves, tells.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from torch import Tensor
 
 from memory_titan.memory.trace import Trace
 
+JOINT_SLOTS = 4096  # up to so many, p_mean itself
+
 
 @dataclass(frozen=True)
 class SparseTrace(Trace):
@@ -31,30 +34,33 @@ class SparseTrace(Trace):
         write_slots, read_slots: `[B, T, H, m]`, int64; anything at tokens that a mask excludes. read: None where
             nothing was read.
         write_weights, read_weights: `[B, T, H, m]`, of unit length; 0 at tokens that a mask excludes.
-        write_marginals, read_marginals: `[2, H, n]`, the mean over tokens of their distributions over both tables of
-            sub-keys, in the autograd graph.
+        write_usage, read_usage: the mean over tokens of their distributions before the best m are taken, in the
+            autograd graph: `[1, H, N]` over slots, or in a large bank `[2, H, n]` over both tables of sub-keys.
     """
 
     write_slots: Tensor
     write_weights: Tensor
-    write_marginals: Tensor
+    write_usage: Tensor
     read_slots: Tensor | None
     read_weights: Tensor | None
-    read_marginals: Tensor | None
+    read_usage: Tensor | None
 
 
-def sub_key_marginals(logits: Tensor, valid: Tensor | None = None) -> Tensor:
-    """The mean distribution over the sub-keys of both tables: logits `[2, B, H, T, n]` -> `[2, H, n]`.
+def mean_choice(logits: Tensor, valid: Tensor | None = None) -> Tensor:
+    """The mean distribution over slots, `[1, H, N]`; beyond `JOINT_SLOTS` over each table of sub-keys, `[2, H, n]`.
 
     Args:
-        logits: of `ProductKeys`.
+        logits: `[2, B, H, T, n]`, of `ProductKeys`.
         valid: `[B, T]`, bool; tokens that count.
     """
     chances = torch.softmax(logits, -1)
-    if valid is None:
-        return chances.mean((1, 3))
-    counted = valid.to(chances.dtype)
-    return torch.einsum("pbhtn,bt->phn", chances, counted) / counted.sum().clamp(min=1)
+    _, B, _, T, side = logits.shape
+    counted = chances.new_ones(B, T) if valid is None else valid.to(chances.dtype)
+    counted = counted / counted.sum().clamp(min=1)
+    if side**2 <= JOINT_SLOTS:
+        first, second = chances.transpose(1, 2).flatten(2, 3)  # [H, B * T, n]
+        return ((first * counted.view(-1, 1)).mT @ second).flatten(1)[None]
+    return torch.einsum("pbhtn,bt->phn", chances, counted)
 
 
 def slot_usage(slots: Tensor, weights: Tensor, count: int) -> Tensor:
@@ -82,7 +88,7 @@ def effective_slots(usage: Tensor) -> Tensor:
 
 
 def utilisation_loss(traces: dict[str, list[Trace]]) -> Tensor:
-    """1 - (H(p1) + H(p2)) / log N, the mean over banks, their calls, heads, writing and reading; from 0 to 1.
+    """1 - H(p_mean) / log N, or its bound: the mean over banks, their calls, heads, writing and reading; from 0 to 1.
 
         with trace(model) as traces:
             loss = task_loss(model(x))
@@ -93,10 +99,10 @@ def utilisation_loss(traces: dict[str, list[Trace]]) -> Tensor:
     """
     losses = []
     for one in (one for calls in traces.values() for one in calls if isinstance(one, SparseTrace)):
-        for marginals in (one.write_marginals, one.read_marginals):
-            if marginals is not None and one.step.numel():
-                most = 2 * math.log(marginals.shape[-1])
-                losses.append((1 - _entropy(marginals).sum(0) / most if most else 0 * marginals.sum((0, 2))).mean())
+        for usage in (one.write_usage, one.read_usage):
+            if usage is not None and one.step.numel():
+                most = usage.shape[0] * math.log(max(2, usage.shape[-1]))
+                losses.append((1 - _entropy(usage).sum(0) / most).mean())
     if not losses:
         raise ValueError("no SparseDeltaBank was traced: run the model inside `with trace(model) as traces`")
     return torch.stack(losses).mean()

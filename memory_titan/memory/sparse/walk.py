@@ -55,7 +55,7 @@ def walk(
         U, look M and ask M, `[chunks, B * H, C, d]`.
     """
     chunks, heads, C, d = G.shape
-    table, m = flat.view(-1, d), add.shape[-1]
+    table = flat.view(-1, d)
     U = G if inverse is None else torch.empty_like(G)
     seen = None if look is None else torch.empty_like(G)
     asked = None if ask is None else torch.empty_like(G)
