@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -53,11 +54,26 @@ def choose(logits: Tensor, count: int) -> Address:
         slots `[B, H, T, m]`, best first; slot i * n + j is the pair (i, j).
     """
     side = logits.shape[-1]
-    best, at = logits.topk(min(count, side), -1)
+    best, at = _best(logits, min(count, side))
     first, second = _pairs(count, best.shape[-1], logits.device)
     top, which = (best[0][..., first] + best[1][..., second]).topk(count, -1)
     slots = at[0].gather(-1, first[which]) * side + at[1].gather(-1, second[which])
     return Address(slots, unit(torch.softmax(top, -1)))
+
+
+def _best(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """`x.topk(count, -1)`. Many long rows on a CPU go by numpy's partition: half the time."""
+    length = x.shape[-1]
+    if x.device.type != "cpu" or length <= 64 or length <= 2 * count or x.numel() < 1 << 16:
+        return x.topk(count, -1)
+    rows = x.detach().reshape(-1, length)
+    least = torch.from_numpy(np.partition(rows.numpy(), length - count, axis=1)[:, length - count].copy())
+    at = (rows >= least[:, None]).view(-1).nonzero()[:, 0]
+    if at.shape[0] != rows.shape[0] * count:  # ties, or NaN
+        return x.topk(count, -1)
+    at = (at % length).view(*x.shape[:-1], count)
+    best, order = x.gather(-1, at).sort(-1, descending=True)
+    return best, at.gather(-1, order)
 
 
 def _pairs(count: int, ranks: int, device: torch.device) -> tuple[Tensor, Tensor]:
