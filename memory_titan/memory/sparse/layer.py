@@ -74,8 +74,8 @@ class SparseDeltaBank(Traceable, PyTorchModelHubMixin):
     A sequence may be cut anywhere, down to single tokens, and is done in chunks of any length: the outputs and the
     state are those of one call. Tokens that a mask excludes change nothing. Where tokens write and read does not depend
     on what is in the slots; time does not depend on their number, but for the 4 sqrt(slots) scores a token.
-    All of it is differentiable, through every write, but not twice, and not under torch.func. In training, `query_norm="batch"` lets tokens know of each
-    other through the batch's statistics; `eval()` does not.
+    All of it is differentiable, through every write, but not twice, and not under torch.func. In training,
+    `query_norm="batch"` lets tokens know of each other through the batch's statistics; `eval()` does not.
 
     Args:
         dim: width of x and y.
