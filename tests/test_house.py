@@ -19,11 +19,12 @@ USES |= {part: {"memory"} for part in BESIDE_A_MEMORY}
 USES |= {"store": {"memory", "embedders"}}
 USES |= {"evaluation": {"memory", "embedders", "viz"} | BESIDE_A_MEMORY}
 USES |= {"training": {"memory", "evaluation"} | BESIDE_A_MEMORY}
+USES |= {"experiments": {"memory", "models", "tasks", "training", "evaluation", "viz"}}
 USES |= {"benchmarks": {"memory", "embedders", "models", "graft", "store", "tasks", "training", "evaluation", "viz"}}
 USES |= {"integrations": {"memory", "store", "embedders"}}
 USES |= {"app": set(USES)}
 USES |= {"cli": set(USES)}
-USES |= {"__main__": {"cli"}, "__init__": set(USES) - {"cli", "app", "benchmarks", "integrations"}}
+USES |= {"__main__": {"cli"}, "__init__": set(USES) - {"cli", "app", "benchmarks", "experiments", "integrations"}}
 
 
 def part_of(module: str) -> str:

@@ -24,6 +24,7 @@ from memory_titan.memory.slots.gating import SlotGating
 from memory_titan.memory.slots.layer import MemoryBankState, MultiHeadMemoryBank
 from memory_titan.memory.slots.losses import pressure_loss, sharpness_loss, utilization_loss
 from memory_titan.memory.slots.rule import SlotGates
+from memory_titan.memory.sparse.layer import SparseDeltaBank, SparseDeltaBankState
 from memory_titan.memory.state import MemoryState
 from memory_titan.memory.trace import Trace, Traceable
 from memory_titan.models.attention import AttentionState
@@ -32,7 +33,7 @@ from memory_titan.models.config import MemoryModelConfig
 from memory_titan.models.language_model import IGNORE, MemoryLanguageModel
 from memory_titan.models.layers import TransformerBlock
 
-MEMORIES = ("slots", "neural")
+MEMORIES = ("slots", "sparse", "neural")
 LOSSES = {"utilization": utilization_loss, "pressure": pressure_loss, "sharpness": sharpness_loss}
 
 
@@ -41,8 +42,8 @@ class MemNetConfig(MemoryModelConfig):
 
     Args:
         memory_layers: the blocks that have a memory, from 0; None: the first.
-        memory: "slots", a `MultiHeadMemoryBank`; "neural", a `NeuralMemory` in its place.
-        bank: options of the memory, of `MemoryBankConfig` or `NeuralMemoryConfig`: slots, top_k, chunk_size, ...
+        memory: "slots": a `MultiHeadMemoryBank`; in its place "sparse": a `SparseDeltaBank`; "neural": a `NeuralMemory`.
+        bank: options of the memory, those of its configuration: slots, top_k, chunk_size, ...
         utilization_weight, pressure_weight, sharpness_weight: of the losses in `memory.slots.losses`, added to the
             model's own in training.
         persist: what was read into the memories stays there from call to call, detached, until `reset_memory`.
@@ -167,7 +168,16 @@ class NeuralLayerState(MemoryState):
     memory: tuple[NeuralMemoryState, ...] = field(metadata={"of": NeuralMemoryState})
 
 
-LayerState = SlotLayerState | NeuralLayerState
+@dataclass(frozen=True)
+class SparseLayerState(MemoryState):
+    """Of a `MemNetLayer` with product keys."""
+
+    controller: tuple[AttentionState, ...] = field(metadata={"of": AttentionState})
+    memory: tuple[SparseDeltaBankState, ...] = field(metadata={"of": SparseDeltaBankState})
+
+
+Memory = MultiHeadMemoryBank | SparseDeltaBank | NeuralMemory
+LayerState = SlotLayerState | SparseLayerState | NeuralLayerState
 
 
 class MemNetLayer(nn.Module):
@@ -180,13 +190,17 @@ class MemNetLayer(nn.Module):
     def __init__(self, config: MemNetConfig) -> None:
         super().__init__()
         width, given = config.hidden_size, {"projections": False, "output_gate": False}
-        self.memory: MultiHeadMemoryBank | NeuralMemory
+        options = {"output_norm": False, **config.bank, **given}
+        self.memory: Memory
         if config.memory == "slots":
-            self.memory = MultiHeadMemoryBank(width, **{"output_norm": False, **config.bank, **given, "gating": False})
-            self.controller = TransformerController(config, self.memory)
+            self.memory = MultiHeadMemoryBank(width, **options, gating=False)
+        elif config.memory == "sparse":
+            self.memory = SparseDeltaBank(width, **options)
         else:
-            self.memory = NeuralMemory(width, **{"output_norm": False, **config.bank, **given})
-            self.controller = TransformerController(config, None)
+            self.memory = NeuralMemory(width, **options)
+        self.controller = TransformerController(
+            config, self.memory if isinstance(self.memory, MultiHeadMemoryBank) else None
+        )
         self.fusion = ResidualFusion(width)
 
     def initial_state(self, batch_size: int) -> LayerState:
@@ -194,8 +208,11 @@ class MemNetLayer(nn.Module):
         return self._state(self.controller.initial_state(batch_size), self.memory.initial_state(batch_size))
 
     def _state(self, controller: AttentionState, memory: Any) -> LayerState:
-        kind = SlotLayerState if isinstance(self.memory, MultiHeadMemoryBank) else NeuralLayerState
-        return kind((controller,), (memory,))
+        if isinstance(self.memory, MultiHeadMemoryBank):
+            return SlotLayerState((controller,), (memory,))
+        if isinstance(self.memory, SparseDeltaBank):
+            return SparseLayerState((controller,), (memory,))
+        return NeuralLayerState((controller,), (memory,))
 
     def forward(
         self, x: Tensor, state: LayerState | None = None, mask: Tensor | None = None
@@ -208,12 +225,9 @@ class MemNetLayer(nn.Module):
             mask: `[B, T]`, bool or 0/1; tokens at False change nothing and have y = 0.
         """
         h, controller = self.controller(x, None if state is None else state.controller[0], mask)
-        told, before = self.controller.emit(h), None if state is None else state.memory[0]
-        if isinstance(self.memory, MultiHeadMemoryBank):
-            assert before is None or isinstance(before, MemoryBankState)
-            read, memory = self.memory(told.hidden, before, mask, qkv=told.qkv, gates=told.gates)
-        else:
-            read, memory = self.memory(told.hidden, before, mask, qkv=told.qkv)
+        told = self.controller.emit(h)
+        gates = {} if told.gates is None else {"gates": told.gates}
+        read, memory = self.memory(told.hidden, None if state is None else state.memory[0], mask, qkv=told.qkv, **gates)
         y = self.fusion(h, read)
         return y if mask is None else torch.where(mask.bool()[..., None], y, 0.0), self._state(controller, memory)
 
@@ -265,7 +279,7 @@ class MemNet(MemoryLanguageModel):
                         k.copy_(layer.controller.interface.weight[: len(k)])
 
     @property
-    def memories(self) -> list[MultiHeadMemoryBank | NeuralMemory]:
+    def memories(self) -> list[Memory]:
         """One a layer of `memory_layers`."""
         return [layer.memory for layer in self.layers if isinstance(layer, MemNetLayer)]
 

@@ -43,8 +43,8 @@ class MemoryBankConfig:
     input_dim: int | None = None  # width of x, which then makes the gates alone; None: dim
     gating: bool = True  # gates of its own, made of x; False: the caller brings them
     conv_size: int = 4  # taps of the causal depthwise convolution on q, k, v; 0: none
-    # where training starts, a value is written under the token so many before it, and asked for as it was written: so the
-    # bank answers with what came after the last place like this one, as an induction head does. None: nothing of it
+    # where training starts, a value is written under the token so many before it, and asked for as it was written: so
+    # the bank answers with what came after the last place like this one, as an induction head does. None: nothing of it
     context: int | None = 1
     qkv_activation: bool = False  # SiLU on q, k, v
     output_norm: bool = True  # RMS norm per head on what was read

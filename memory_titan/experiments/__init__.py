@@ -1,0 +1,1 @@
+"""The experiments on slots: long dependencies, continual learning, learned forgetting. One file each."""
