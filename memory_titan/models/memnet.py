@@ -42,7 +42,7 @@ class MemNetConfig(MemoryModelConfig):
 
     Args:
         memory_layers: the blocks that have a memory, from 0; None: the first.
-        memory: "slots": a `MultiHeadMemoryBank`; in its place "sparse": a `SparseDeltaBank`; "neural": a `NeuralMemory`.
+        memory: "slots", a `MultiHeadMemoryBank`; or "sparse", a `SparseDeltaBank`; or "neural", a `NeuralMemory`.
         bank: options of the memory, those of its configuration: slots, top_k, chunk_size, ...
         utilization_weight, pressure_weight, sharpness_weight: of the losses in `memory.slots.losses`, added to the
             model's own in training.
