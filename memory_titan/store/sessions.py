@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from memory_titan.store.item import Seqs
 from memory_titan.store.names import all_words, name_words
-from memory_titan.store.top import grown, where
+from memory_titan.store.top import ascending, grown, where
 
 Codes = NDArray[np.int32]
 
@@ -41,8 +41,10 @@ class Places:
 
     def named(self, query: str) -> NDArray[np.bool_]:
         """`[n]`: whether a query names the item's speaker, by a word of the name."""
+        if not (self.speaker >= 0).any():
+            return np.zeros(len(self.speaker), bool)
         words = all_words(query)
-        codes = [code for code in set(self.speaker.tolist()) if code >= 0]
+        codes = [code for code in ascending(self.speaker).tolist() if code >= 0]
         return np.isin(self.speaker, [code for code in codes if not words.isdisjoint(name_words(self.names[code]))])
 
 
@@ -135,5 +137,5 @@ class SessionIndex:
                 backward, forward = self._before[backward], self._after[forward]
                 backward, forward = backward[backward >= 0], forward[forward >= 0]
                 found += [backward, forward]
-            rows = np.unique(np.concatenate(found))
+            rows = ascending(np.concatenate(found))
             return self._seqs[rows[self._alive[rows]]]

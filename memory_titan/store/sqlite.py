@@ -14,7 +14,6 @@ import os
 import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator, Sequence, Set
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from memory_titan.store.item import Item, Seqs, Vector
 from memory_titan.store.sessions import Places
 from memory_titan.store.sqlite_file import SqliteFile
 from memory_titan.store.terms import pack, unpack
+from memory_titan.store.top import ascending
 from memory_titan.store.where import TAGS_SCHEMA, sqlite_clause, sqlite_tags, tag_rows
 
 SCHEMA = """
@@ -47,7 +47,8 @@ CREATE TABLE blobs (name TEXT PRIMARY KEY, data BLOB NOT NULL, sum INTEGER NOT N
 INSERT INTO meta VALUES ('change', '0');
 INSERT INTO meta VALUES ('gone_from', '0');
 """
-_json = json.JSONEncoder(ensure_ascii=False).encode  # made once
+_json, _loads = json.JSONEncoder(ensure_ascii=False).encode, json.JSONDecoder().decode  # made once
+_NO_VECTOR, _NO_TERMS = np.empty(0, np.float32), np.empty(0, np.uint32)
 COLUMNS = "seq, id, content, metadata, created, session, position, speaker, places, surprise, value, used, sum"
 
 
@@ -259,8 +260,7 @@ class SqliteBackend(SqliteFile):
         """
         tags = sqlite_tags(where) if where else None
         if tags and places is None and after is None and before is None and order == "seq" and limit is None:
-            with self._reading() as db:
-                return np.unique(np.fromiter(chain.from_iterable(db.execute(*tags)), np.int64))
+            return ascending(self._numbers(*tags))
         clauses: list[str] = []
         values: list[Any] = []
         if places is not None:
@@ -278,8 +278,14 @@ class SqliteBackend(SqliteFile):
         sql = "SELECT seq FROM items" + (" WHERE " + " AND ".join(clauses) if clauses else "")
         by = {"seq": "seq", "-seq": "seq DESC"}[order]
         sql += f" ORDER BY {by}" + ("" if limit is None else f" LIMIT {int(limit)}")
-        with self._reading() as db:
-            return np.fromiter(chain.from_iterable(db.execute(sql, values)), np.int64)
+        found = np.sort(self._numbers(sql, values))
+        return found if order == "seq" else found[::-1]
+
+    def _numbers(self, sql: str, values: Sequence[Any]) -> Seqs:
+        """What a query for seqs finds, in any order."""
+        with self._reading() as db:  # as one text: a third of the time of a row each
+            found = db.execute(f"SELECT group_concat(seq) FROM ({sql})", values).fetchone()[0]
+        return np.fromstring(found, np.int64, sep=",") if found else np.empty(0, np.int64)
 
     def count(self, places: int | None = None) -> int:
         """Items held in any of `places`."""
@@ -409,11 +415,11 @@ def _item(row: tuple[Any, ...]) -> Item:
     return Item(
         id=name,
         content=content,
-        metadata={} if metadata == "{}" else json.loads(metadata),
+        metadata={} if metadata == "{}" else _loads(metadata),
         created=created,
         session=session,
-        vector=np.zeros(0, np.float32),
-        terms=np.zeros(0, np.uint32),
+        vector=_NO_VECTOR,
+        terms=_NO_TERMS,
         places=places,
         seq=seq,
         position=position,

@@ -226,8 +226,12 @@ class WordIndex:
         for number, term in enumerate(asked.tolist()):
             holders, x, _ = now.matching(term)  # ascending: the tail's rows come after the bulk's
             if len(holders):
-                at = np.searchsorted(holders, rows).clip(max=len(holders) - 1)
-                counts[number] = np.where((holders[at] == rows) & there, 1.0 / x[at], 0.0)
+                at = np.searchsorted(holders, rows)
+                at[at == len(holders)] = 0
+                found = np.flatnonzero(holders[at] == rows)
+                counts[number, found] = 1.0 / x[at[found]]
+        if not there.all():
+            counts[:, ~there] = 0.0
         return counts
 
     def lengths(self, seqs: ArrayLike) -> NDArray[np.float64]:

@@ -97,7 +97,7 @@ def lost(index: VectorIndex, held: dict[int, np.ndarray], query: np.ndarray, k: 
     expected, _ = by_hand(held, query, k, allowed)
     assert len(seqs) == len(expected)
     assert set(seqs.tolist()) <= set(held if allowed is None else held.keys() & allowed)
-    assert cosines.tolist() == [float((held[seq] * query).sum()) for seq in seqs.tolist()]
+    assert cosines.tolist() == pytest.approx([float((held[seq] * query).sum()) for seq in seqs.tolist()], abs=1e-6)
     assert list(zip(-cosines, -seqs, strict=True)) == sorted(zip(-cosines, -seqs, strict=True))
     return len(set(expected) - set(seqs.tolist()))
 
