@@ -85,9 +85,14 @@ class Ranking:
     scores: Floats  # [n]
     parts: dict[str, Floats]  # name of a part: [n], weighted; they sum to the scores
 
-    def order(self) -> Ints:
-        """`[n]` candidates, best first; equal ones in the order they came."""
-        return np.argsort(-self.scores, kind="stable").astype(np.int64)
+    def order(self, count: int | None = None) -> Ints:
+        """`[n]` candidates, best first, or the first `count`; equal ones in the order they came."""
+        scores, rows = -self.scores, None
+        if count is not None and count < len(scores):
+            rows = np.flatnonzero(scores <= np.partition(scores, count)[count])
+            scores = scores[rows]
+        order = np.argsort(scores, kind="stable")[:count]
+        return order if rows is None else rows[order]
 
     def explain(self, candidate: int) -> dict[str, float]:
         """The parts of one candidate's score, by name."""

@@ -47,7 +47,7 @@ class Search:
             held = self.backend.places_of(seqs) & (SHORT | PENDING) > 0
             factors = np.where(held, plan.short, plan.long)
             ranking = Ranking(ranking.scores * factors, {name: x * factors for name, x in ranking.parts.items()})
-        order = ranking.order()[: 4 * top_k]
+        order = ranking.order(4 * top_k)
         best, vectors = seqs[order], vectors[order]
         near = _near(vectors)
         items = self._read(best, near, top_k + MORE)

@@ -123,7 +123,9 @@ class SessionIndex:
                 nowhere = np.full(len(seqs), -1)
                 return Places(nowhere, nowhere, nowhere, ())
             columns = (self._codes, self._positions, self._speakers)
-            session, position, speaker = (np.where(there, column[at], -1).astype(np.int64) for column in columns)
+            session, position, speaker = (column.take(at).astype(np.int64) for column in columns)
+            if not there.all():
+                session[~there] = position[~there] = speaker[~there] = -1
             return Places(session, position, speaker, self._names)
 
     def around(self, seqs: Seqs, radius: int) -> Seqs:

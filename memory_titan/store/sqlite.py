@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from memory_titan.store.backend import Words
+from memory_titan.store.backend import Standing, Words
 from memory_titan.store.errors import StoreError, StoreFileError
 from memory_titan.store.indexes import Indexes
 from memory_titan.store.item import Item, Seqs, Vector
@@ -47,7 +47,7 @@ CREATE TABLE blobs (name TEXT PRIMARY KEY, data BLOB NOT NULL, sum INTEGER NOT N
 INSERT INTO meta VALUES ('change', '0');
 INSERT INTO meta VALUES ('gone_from', '0');
 """
-_json, _loads = json.JSONEncoder(ensure_ascii=False).encode, json.JSONDecoder().decode  # made once
+_json, _scan = json.JSONEncoder(ensure_ascii=False).encode, json.JSONDecoder().scan_once  # made once
 _NO_VECTOR, _NO_TERMS = np.empty(0, np.float32), np.empty(0, np.uint32)
 COLUMNS = "seq, id, content, metadata, created, session, position, speaker, places, surprise, value, used, sum"
 
@@ -140,7 +140,7 @@ class SqliteBackend(SqliteFile):
         stand = [(i.session, i.position, i.speaker) for i in items]
         self._after.append(lambda: self.indexes.add(seqs, vectors, [i.terms for i in items], stand))
 
-    def update(self, rows: Iterable[tuple[int, int, float | None, float]]) -> None:
+    def update(self, rows: Iterable[Standing]) -> None:
         """Set (seq, places, surprise, value)."""
         change = self._next_change()
         self._db.executemany(
@@ -225,6 +225,16 @@ class SqliteBackend(SqliteFile):
                 marks = ",".join("?" * len(part))
                 found.update(db.execute(f"SELECT seq, places FROM items WHERE seq IN ({marks})", part).fetchall())
         return np.array([found.get(seq, 0) for seq in seqs.tolist()], np.int64)
+
+    def standing(self, seqs: Seqs) -> list[Standing]:
+        """Of the items that are there, in the order of their seqs, what `update` sets."""
+        found: list[Standing] = []
+        with self._reading() as db:
+            for part in _parts(sorted(seqs.tolist())):
+                marks = ",".join("?" * len(part))
+                sql = f"SELECT seq, places, surprise, value FROM items WHERE seq IN ({marks}) ORDER BY seq"
+                found += db.execute(sql, part).fetchall()
+        return found
 
     def _item(self, row: tuple[Any, ...]) -> Item:
         if _sum(*row[1:4]) != row[-1]:
@@ -415,7 +425,7 @@ def _item(row: tuple[Any, ...]) -> Item:
     return Item(
         id=name,
         content=content,
-        metadata={} if metadata == "{}" else _loads(metadata),
+        metadata={} if metadata == "{}" else _scan(metadata, 0)[0],
         created=created,
         session=session,
         vector=_NO_VECTOR,

@@ -348,7 +348,7 @@ def _by_codes(
 ) -> Ints | None:
     """The best k of the coded rows that `may` be found and the rows `tail`; None where that is in doubt."""
     few = len(codes.seqs) // 8  # beyond that, comparing all is as fast
-    wide = min(2 * wide, few) if wide <= few else wide  # more codes cost next to nothing, their vectors do
+    wide = min(3 * wide // 2, few) if wide <= few else wide  # more codes cost next to nothing, their vectors do
     of_tail = now.cosines(tail, query)
     while wide <= few:
         rough, places = codes.index.search(query[None], wide)
