@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from memory_titan.store.item import Item, Seqs, Vector
 from memory_titan.store.sessions import Places
 
-
 Standing: TypeAlias = "tuple[int, int, float | None, float]"  # seq, places, surprise, value
 
 

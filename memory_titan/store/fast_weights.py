@@ -18,7 +18,6 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from memory_titan.memory.neural.layer import NeuralMemory, NeuralMemoryState
 from memory_titan.store.item import Vector

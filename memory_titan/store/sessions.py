@@ -9,7 +9,7 @@ The place of a deleted item stays empty.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,18 +32,20 @@ class Places:
         position: `[n]`, in the session.
         speaker: `[n]`, places in `names`; -1: unknown.
         names: of the speakers.
+        words: of all names, lower case; None: look at each.
     """
 
     session: NDArray[np.int64]
     position: NDArray[np.int64]
     speaker: NDArray[np.int64]
     names: Sequence[str]
+    words: Set[str] | None = None
 
     def named(self, query: str) -> NDArray[np.bool_]:
         """`[n]`: whether a query names the item's speaker, by a word of the name."""
-        if not (self.speaker >= 0).any():
-            return np.zeros(len(self.speaker), bool)
         words = all_words(query)
+        if self.words is not None and words.isdisjoint(self.words):
+            return np.zeros(len(self.speaker), bool)
         codes = [code for code in ascending(self.speaker).tolist() if code >= 0]
         return np.isin(self.speaker, [code for code in codes if not words.isdisjoint(name_words(self.names[code]))])
 
@@ -126,7 +128,7 @@ class SessionIndex:
             session, position, speaker = (column.take(at).astype(np.int64) for column in columns)
             if not there.all():
                 session[~there] = position[~there] = speaker[~there] = -1
-            return Places(session, position, speaker, self._names)
+            return Places(session, position, speaker, self._names, self.name_words)
 
     def around(self, seqs: Seqs, radius: int) -> Seqs:
         """These items and those at most `radius` before and after each in its session; ascending."""

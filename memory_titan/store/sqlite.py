@@ -47,7 +47,7 @@ CREATE TABLE blobs (name TEXT PRIMARY KEY, data BLOB NOT NULL, sum INTEGER NOT N
 INSERT INTO meta VALUES ('change', '0');
 INSERT INTO meta VALUES ('gone_from', '0');
 """
-_json, _scan = json.JSONEncoder(ensure_ascii=False).encode, json.JSONDecoder().scan_once  # made once
+_json, _parse = json.JSONEncoder(ensure_ascii=False).encode, json.JSONDecoder().raw_decode  # made once
 _NO_VECTOR, _NO_TERMS = np.empty(0, np.float32), np.empty(0, np.uint32)
 COLUMNS = "seq, id, content, metadata, created, session, position, speaker, places, surprise, value, used, sum"
 
@@ -287,7 +287,7 @@ class SqliteBackend(SqliteFile):
             values += parameters
         sql = "SELECT seq FROM items" + (" WHERE " + " AND ".join(clauses) if clauses else "")
         by = {"seq": "seq", "-seq": "seq DESC"}[order]
-        sql += f" ORDER BY {by}" + ("" if limit is None else f" LIMIT {int(limit)}")
+        sql += "" if limit is None else f" ORDER BY {by} LIMIT {int(limit)}"
         found = np.sort(self._numbers(sql, values))
         return found if order == "seq" else found[::-1]
 
@@ -425,7 +425,7 @@ def _item(row: tuple[Any, ...]) -> Item:
     return Item(
         id=name,
         content=content,
-        metadata={} if metadata == "{}" else _scan(metadata, 0)[0],
+        metadata={} if metadata == "{}" else _parse(metadata)[0],
         created=created,
         session=session,
         vector=_NO_VECTOR,

@@ -284,7 +284,9 @@ class VectorIndex:
             wide = wide * now.rows // len(rows)
         if now.codes is not None:
             begin = now.after(now.codes)
-            tail = now.nearest(slice(begin, now.rows) if rows is None else rows[rows >= begin], query, k)
+            tail = np.flatnonzero(may[begin : now.rows]) + begin
+            if len(tail) > 2 * k:
+                tail = np.sort(now.nearest(slice(begin, now.rows) if rows is None else tail, query, k))
             best = _by_codes(now, now.codes, query, k, wide, may, tail)
             if best is not None:
                 return best
@@ -368,10 +370,11 @@ def _by_codes(
             held = found[: len(tail) + seen]
             if len(held) >= k and seen >= _WIDE // 4:
                 bound = told[seen] if seen < len(coded) else last
-                if np.partition(held, len(held) - k)[len(held) - k] > bound + _DOUBT * worst:
-                    rows = np.concatenate([tail, coded[:seen]])
-                    order = np.argsort(rows)
-                    return rows[order[top(held[order], k)]]
+                least = np.partition(held, len(held) - k)[len(held) - k]
+                if least > bound + _DOUBT * worst:
+                    best = np.flatnonzero(held >= least)
+                    rows = np.concatenate([tail, coded[:seen]])[best]
+                    return rows[np.lexsort((-rows, -held[best]))][:k]
         wide *= 4
     return None
 

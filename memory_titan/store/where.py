@@ -48,8 +48,9 @@ CREATE INDEX IF NOT EXISTS tags_of_item ON tags (seq);
 """
 
 # bool before int, which it is one of
-KINDS: Final = {bool: "bool", str: "text", int: "number", float: "number", type(None): "null"}
-KINDS |= {list: "list", dict: "object"}
+KINDS: Final[dict[type, str]] = {
+    bool: "bool", str: "text", int: "number", float: "number", type(None): "null", list: "list", dict: "object",
+}  # fmt: skip
 
 _json = json.JSONEncoder(ensure_ascii=False).encode  # made once
 
