@@ -7,7 +7,7 @@ So how much of token i is in the weights and in the momentum at token t depends 
     S_n = eta^n S_0 - sum_i h_{n-1-i} x_i^T d_i                  h_r = theta eta^r,  f_n = sum_{1<=j<=n} a^(n-j) eta^j
 
 for every matrix, x_i being its input at token i and d_i its delta; `memory/neural/chunk.py` has the derivation. The
-numbers are `NeuralMemory`'s up to rounding, in a third of its time, and so is the state that is kept in files.
+numbers are `NeuralMemory`'s up to rounding, in a third to half of its time; so is the state that is kept in files.
 """
 
 from __future__ import annotations
