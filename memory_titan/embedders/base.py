@@ -58,6 +58,8 @@ class BaseEmbedder(ABC):
         """float32 [dim] of unit length: what embed_query gives, checked as in encode."""
         if not isinstance(text, str):
             raise ValueError(f"{self.name} embeds a string for a query, not {_what(text)}")
+        if getattr(self.embed_query, "__func__", None) is BaseEmbedder.embed_query:  # which checks by itself
+            return self.encode([text])[0]
         return self._unit([self.embed_query(text)], 1)[0]
 
     def _unit(self, given: Any, count: int) -> Rows:

@@ -6,13 +6,15 @@ import os
 from collections.abc import Iterable, Sequence, Set
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from memory_titan.store.item import Item, Seqs, Vector
 from memory_titan.store.sessions import Places
+
+Standing: TypeAlias = "tuple[int, int, float | None, float]"  # seq, places, surprise, value
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Backend(Protocol):
     def add(self, items: Sequence[Item]) -> None:
         """Insert items; each is given its `seq`, greater than all before."""
 
-    def update(self, rows: Iterable[tuple[int, int, float | None, float]]) -> None:
+    def update(self, rows: Iterable[Standing]) -> None:
         """Set (seq, places, surprise, value)."""
 
     def count_use(self, uses: dict[int, int], value: float) -> None:
@@ -97,6 +99,9 @@ class Backend(Protocol):
 
     def places_of(self, seqs: Seqs) -> NDArray[np.int64]:
         """`[n]`, the places bits of items; 0 for what is not there."""
+
+    def standing(self, seqs: Seqs) -> list[Standing]:
+        """Of the items that are there, in the order of their seqs, what `update` sets."""
 
     def get(self, seqs: Sequence[int] | Seqs, full: bool = False) -> list[Item]:
         """The items that are there, in the given order; with `full`, vectors and terms too."""

@@ -22,7 +22,7 @@ from memory_titan.store.keeping import Keeper
 from memory_titan.store.neural import CHUNK, NeuralRecall
 from memory_titan.store.surprise import TWIN, novelties
 
-CHECKPOINT = 1024  # vectors in the log after which the weights are written down
+CHECKPOINT = 2048  # vectors in the log after which the weights are written down
 HORIZON = 8192  # newest items that the weights are made of anew after something was forgotten
 ALIKE = 256  # newest items of the same words that a new one is compared with
 NOTHING = {"offered": 0, "admitted": 0, "evicted": 0, "abridged": 0, "forgotten": 0}

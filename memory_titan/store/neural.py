@@ -17,6 +17,7 @@ from torch import Tensor
 
 from memory_titan.memory.neural.layer import NeuralMemory, NeuralMemoryState
 from memory_titan.store.config import LongTermMemoryConfig
+from memory_titan.store.fast_weights import FastWeights, Rule
 from memory_titan.store.item import Vector
 
 STEP = 0.1  # over 1 + |h|^2; gentle, so that the weights learn what a stream is about and not its last items
@@ -64,44 +65,44 @@ class NeuralRecall:
             "forget": forget,
             "momentum_factor": config.momentum_factor,
         }
+        self._rule = Rule(self.memory)
         self.reset()
 
     def reset(self) -> None:
         """Nothing read yet."""
-        self._move(self.memory.initial_state(1))
+        self._fast = FastWeights.of(self._rule, self._rule.start)
 
-    def _move(self, state: NeuralMemoryState) -> None:
-        """To another state; a reader in another thread sees the old weights or the new ones."""
-        self.state = state
-        # at a chunk's start everything is in the weights already
-        present = self.memory.present_weights(state) if int(state.tokens[0]) % CHUNK else state.weights
-        self._weights: list[Vector] = [w[0, 0].numpy() for w in present]
+    @property
+    def state(self) -> NeuralMemoryState:
+        """As `NeuralMemory` goes on from."""
+        return self._fast.state()
 
     @property
     def written(self) -> int:
         """Items read so far."""
-        return int(self.state.tokens[0])
+        return self._fast.written
 
-    @torch.no_grad()
+    @property
+    def weights(self) -> tuple[Vector, ...]:
+        """`[in, out]` a matrix, as they stand."""
+        return self._fast.present
+
     def write(self, vectors: Vector) -> Vector:
         """Read `[n, dim]` vectors of length 1 in their order.
 
         Returns:
             `[n]`, float32: the surprise of each before its own write, `|M(x) - x|^2`: 1 when the memory says nothing.
         """
-        if not len(vectors):
-            return np.zeros(0, np.float32)
-        x = torch.from_numpy(np.array(vectors, np.float32))[None]
-        state, surprise = self.memory.memorize(x, self.state, qkv=torch.cat([x, x, x], -1))
-        self._move(state)
-        return np.asarray(surprise.loss[0, :, 0], np.float32)
+        # a reader in another thread sees the old weights or the new ones
+        self._fast, surprise = self._fast.write(np.asarray(vectors, np.float32))
+        return surprise
 
     def recall(self, vector: Vector) -> Vector:
         """What the memory answers to `[dim]` or `[n, dim]`; zeros while it has read nothing."""
         if not self.written:
             return np.zeros_like(vector, np.float32)
         # NeuralMemory.recall does the same; for one vector numpy takes a tenth of its time.
-        weights, hidden = self._weights, vector
+        weights, hidden = self.weights, vector
         for weight in weights[:-1]:
             hidden = _silu(hidden @ weight)
         return np.asarray(hidden @ weights[-1], np.float32)
@@ -109,7 +110,7 @@ class NeuralRecall:
     @property
     def norm(self) -> float:
         """Of all its weights together."""
-        return math.sqrt(sum(float(w.square().sum()) for w in self.memory.present_weights(self.state)))
+        return math.sqrt(sum(float(np.square(w).sum()) for w in self.weights))
 
     def to_bytes(self) -> bytes:
         """The state, for a database."""
@@ -124,7 +125,7 @@ class NeuralRecall:
         if json.loads(header["__metadata__"]["identity"]) != self.identity:
             return False
         tensors: dict[str, Tensor] = load(data)
-        self._move(NeuralMemoryState._from_tensors(tensors))
+        self._fast = FastWeights.of(self._rule, NeuralMemoryState._from_tensors(tensors))
         return True
 
 

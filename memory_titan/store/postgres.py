@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from memory_titan.store import postgres_items, postgres_search, postgres_upkeep
-from memory_titan.store.backend import Words
+from memory_titan.store.backend import Standing, Words
 from memory_titan.store.errors import StoreError, StoreFileError, StoreReadOnlyError
 from memory_titan.store.item import Item, Seqs, Vector
 from memory_titan.store.names import name_words
@@ -175,7 +175,7 @@ class PostgresBackend:
         assert self.dim is not None, "open_indexes comes first"
         return int(self.dim)
 
-    def update(self, rows: Iterable[tuple[int, int, float | None, float]]) -> None:
+    def update(self, rows: Iterable[Standing]) -> None:
         """Set (seq, places, surprise, value)."""
         if columns := list(zip(*rows, strict=True)):
             self._db.execute(
@@ -263,6 +263,11 @@ class PostgresBackend:
         """`[n]`, the places bits of items; 0 for what is not there."""
         found = dict(self._rows("SELECT seq, places FROM items WHERE store = %s AND seq = ANY (%s)", seqs))
         return np.array([found.get(seq, 0) for seq in seqs.tolist()], np.int64)
+
+    def standing(self, seqs: Seqs) -> list[Standing]:
+        """Of the items that are there, in the order of their seqs, what `update` sets."""
+        sql = "SELECT seq, places, surprise, value FROM items WHERE store = %s AND seq = ANY (%s) ORDER BY seq"
+        return list(self._rows(sql, seqs))
 
     def get(self, seqs: Sequence[int] | Seqs, full: bool = False) -> list[Item]:
         """The items that are (still) there, in the given order; with `full`, vectors and terms too."""

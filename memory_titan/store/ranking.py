@@ -85,9 +85,14 @@ class Ranking:
     scores: Floats  # [n]
     parts: dict[str, Floats]  # name of a part: [n], weighted; they sum to the scores
 
-    def order(self) -> Ints:
-        """`[n]` candidates, best first; equal ones in the order they came."""
-        return np.argsort(-self.scores, kind="stable").astype(np.int64)
+    def order(self, count: int | None = None) -> Ints:
+        """`[n]` candidates, best first, or the first `count`; equal ones in the order they came."""
+        scores, rows = -self.scores, None
+        if count is not None and count < len(scores):
+            rows = np.flatnonzero(scores <= np.partition(scores, count)[count])
+            scores = scores[rows]
+        order = np.argsort(scores, kind="stable")[:count]
+        return order if rows is None else rows[order]
 
     def explain(self, candidate: int) -> dict[str, float]:
         """The parts of one candidate's score, by name."""
@@ -121,18 +126,23 @@ def rank(candidates: Candidates, config: RankingConfig | None = None) -> Ranking
     config = config or RankingConfig()
     n = len(candidates.session)
     near = _Near(candidates, config)
-    lexical = _scaled(_bm25_with_neighbours(candidates, near, config))
+    words, counts = near.sorted(candidates.words), near.sorted(candidates.counts)
+    discount = 1 - config.b + config.b * words / max(candidates.mean_words, 1e-9)
+    smooth = near.smooth(counts / np.maximum(discount, 1e-9))
+    lexical = _scaled(candidates.idf @ (smooth / (smooth + config.k1)))
+    around = near.window(counts)
     # What stands alone has no subject around it but its own words, and is a document, no "Yes!" to be held back.
-    window = np.where(near.alone, lexical, _scaled(_bm25_of_window(candidates, near, config)))
-    length = np.where(near.alone, USUAL_LENGTH, candidates.words / (candidates.words + config.half_length))
+    window = np.where(near.alone, lexical, _scaled(candidates.idf @ (around / (around + config.window_k1))))
+    length = np.where(near.alone, USUAL_LENGTH, words / (words + config.half_length))
+    dense = None if candidates.dense is None else _scaled(near.smooth(near.sorted(candidates.dense)))
     parts = {
-        "lexical": config.lexical * lexical,
-        "dense": np.zeros(n) if candidates.dense is None else config.dense * _scaled(near.smooth(candidates.dense)),
-        "window": config.window * window,
+        "lexical": config.lexical * near.as_they_came(lexical),
+        "dense": np.zeros(n) if dense is None else config.dense * near.as_they_came(dense),
+        "window": config.window * near.as_they_came(window),
         "speaker": np.zeros(n) if candidates.named is None else config.speaker * candidates.named.astype(np.float64),
-        "length": config.length * length,
+        "length": config.length * near.as_they_came(length),
     }
-    return Ranking(np.sum(list(parts.values()), axis=0), parts)
+    return Ranking(np.asarray(sum(parts.values())), parts)
 
 
 def replacements(
@@ -156,63 +166,76 @@ def replacements(
     if not passes.any():
         return []
     cosines = vectors @ vectors.T
+    passes &= cosines > min(ABOUT_THE_SAME, SAME_WORDS)
     return [
-        (int(newer), int(older))
-        for newer, older in np.argwhere(passes)
+        (newer, older)
+        for newer, older in np.argwhere(passes).tolist()
         if speakers[newer] == speakers[older]
         and cosines[newer, older] > (ABOUT_THE_SAME if speakers[newer] else SAME_WORDS)
     ]
 
 
 class _Near:
-    """Sums over the neighbours of each candidate, where some places may be no candidate."""
+    """Candidates by their places, and sums over the neighbours of each, where some places may be no candidate."""
 
     def __init__(self, candidates: Candidates, config: RankingConfig) -> None:
-        _, session = np.unique(candidates.session, return_inverse=True)
         # one number a place, sessions so far apart that no window reaches over
-        reach = max(config.radius, len(config.neighbours)) + 1
-        span = (int(candidates.position.max()) if len(session) else 0) + 2 * reach
-        place = session.astype(np.int64) * span + candidates.position
-        self.order = np.argsort(place, kind="stable")
-        self.sorted = place[self.order]
-        self.low = np.searchsorted(self.sorted, place - config.radius, "left")
-        self.high = np.searchsorted(self.sorted, place + config.radius, "right")
-        about = max(reach - 1, 1)
-        ends = np.searchsorted(self.sorted, place + about, "right"), np.searchsorted(self.sorted, place - about, "left")
-        self.alone = ends[0] - ends[1] <= 1  # no other candidate of its session is anywhere near
-        self.shares = []  # (share, candidates that have this neighbour, the neighbour)
-        for distance, share in enumerate(config.neighbours, 1):
-            for offset in (-distance, distance):
-                at = np.searchsorted(self.sorted, place + offset).clip(max=max(len(place) - 1, 0))
-                rows = np.flatnonzero(self.sorted[at] == place + offset) if len(place) else at
-                self.shares.append((share, rows, self.order[at[rows]]))
+        reach = max(config.radius, len(config.neighbours), 1)
+        span = (int(candidates.position.max()) if len(candidates.position) else 0) + 2 * (reach + 1)
+        place = _numbered(candidates.session, span) * span + candidates.position
+        self.order: Ints | None = None  # None: as they came
+        if (place[1:] < place[:-1]).any():
+            self.order = np.argsort(place, kind="stable")
+            place = place[self.order]
+        self.low = np.searchsorted(place, place - config.radius, "left")
+        self.high = np.searchsorted(place, place + config.radius, "right")
+        self.alone = np.ones(len(place), bool)  # no other candidate of its session is anywhere near
+        close = place[1:] - place[:-1] <= reach
+        self.alone[1:][close] = self.alone[:-1][close] = False
+        self.shares = []  # by how much candidates n apart count for each other, n = 1, 2, ...
+        for apart in range(1, len(config.neighbours) + 1):
+            distance = place[apart:] - place[:-apart]
+            self.shares.append(
+                sum((distance == d) * share for d, share in enumerate(config.neighbours[apart - 1 :], apart))
+            )
+
+    def sorted(self, x: Floats) -> Floats:
+        """`[..., n]` in the order of places, in which all below is."""
+        return x if self.order is None else x.take(self.order, -1)
+
+    def as_they_came(self, x: Floats) -> Floats:
+        """`[n]` back from the order of places."""
+        if self.order is None:
+            return x
+        result = np.empty_like(x)
+        result[self.order] = x
+        return result
 
     def smooth(self, x: Floats) -> Floats:
         """`[..., n]` -> `[..., n]`, with the shares of the neighbours' values added."""
-        result = np.array(x, dtype=np.float64)
-        for share, rows, neighbours in self.shares:
-            result[..., rows] += share * x[..., neighbours]
+        result = x.copy()
+        for apart, share in enumerate(self.shares, 1):
+            result[..., :-apart] += share * x[..., apart:]
+            result[..., apart:] += share * x[..., :-apart]
         return result
 
     def window(self, x: Floats) -> Floats:
-        """`[..., n]` -> `[..., n]`, sums over the windows."""
-        sums = np.concatenate([np.zeros((*x.shape[:-1], 1)), np.cumsum(x[..., self.order], axis=-1)], axis=-1)
-        return np.asarray(sums[..., self.high] - sums[..., self.low])
+        """`[m, n]` -> `[m, n]`, sums over the windows."""
+        sums = np.zeros((len(x), x.shape[1] + 1))
+        np.cumsum(x, axis=1, out=sums[:, 1:])
+        return sums.take(self.high, 1) - sums.take(self.low, 1)
+
+
+def _numbered(session: Ints, span: int) -> Ints:
+    """Sessions by numbers from 0, so small that times `span` they are still numbers."""
+    low = session.min(initial=0)
+    if int(session.max(initial=0)) - int(low) < (1 << 62) // span:
+        return session - low
+    return np.unique(session, return_inverse=True)[1].astype(np.int64)
 
 
 def _scaled(x: Floats) -> Floats:
     """Of the best; what is below 0 counts as 0."""
-    x = x.clip(min=0)
+    x = np.maximum(x, 0)
     best = x.max(initial=0)
     return x / best if best > 0 else x
-
-
-def _bm25_with_neighbours(candidates: Candidates, near: _Near, config: RankingConfig) -> Floats:
-    discount = 1 - config.b + config.b * candidates.words / max(candidates.mean_words, 1e-9)
-    counts = near.smooth(candidates.counts / discount.clip(min=1e-9))
-    return np.asarray(candidates.idf @ (counts / (counts + config.k1)))
-
-
-def _bm25_of_window(candidates: Candidates, near: _Near, config: RankingConfig) -> Floats:
-    counts = near.window(candidates.counts)
-    return np.asarray(candidates.idf @ (counts / (counts + config.window_k1)))

@@ -15,11 +15,13 @@ from memory_titan.store.documents import iso
 from memory_titan.store.item import PENDING, SHORT, Hit, Item, Seqs, Vector
 from memory_titan.store.ranking import Candidates, Floats, Ranking, RankingConfig, idf, rank, replacements
 from memory_titan.store.terms import term_ids, tokenize
+from memory_titan.store.top import ascending, where
 
 CANDIDATES = 100  # by vectors and by words each, beside their neighbours
 SAME = 0.97  # cosine from which two items of the same words say the same
 TERMS = 1024  # of a query
 RENEWED = 256  # hits among which what is newer is sought: each is compared with each
+BLOCK = 512  # hits compared with all before them at once
 MORE = 10  # hits looked at beyond those asked for: one may be newer than what it replaces
 
 
@@ -45,10 +47,11 @@ class Search:
             held = self.backend.places_of(seqs) & (SHORT | PENDING) > 0
             factors = np.where(held, plan.short, plan.long)
             ranking = Ranking(ranking.scores * factors, {name: x * factors for name, x in ranking.parts.items()})
-        order = ranking.order()[: 4 * top_k]
+        order = ranking.order(4 * top_k)
         best, vectors = seqs[order], vectors[order]
-        items = {item.seq: item for item in self.backend.get(best)}
-        chosen, twins = _merged(best.tolist(), vectors, items, top_k + MORE)
+        near = _near(vectors)
+        items = self._read(best, near, top_k + MORE)
+        chosen, twins = _merged(best.tolist(), near, items, top_k + MORE)
         first, rest = chosen[:RENEWED], chosen[RENEWED:]
         first, older = self._renewed(first, [items[int(best[at])] for at in first], ranking.scores[order], vectors)
         chosen = first + rest
@@ -63,6 +66,16 @@ class Search:
             hits.append(hit)
             used.append(item.seq)
         return hits, used
+
+    def _read(self, best: Seqs, near: dict[int, list[int]], count: int) -> dict[int, Item]:
+        """By seq the items that `_merged` looks at: the first `count` that are like none before, and what is alike."""
+        alike = near.keys() | {at for before in near.values() for at in before}
+        first = [place for place in range(len(best)) if place not in near][:count]
+        wanted = sorted(alike.union(first))
+        items = self.backend.get(best[wanted])
+        if len(items) < len(wanted):  # deleted meanwhile: others move up
+            items = self.backend.get(best)
+        return {item.seq: item for item in items}
 
     def _renewed(
         self, chosen: list[int], items: list[Item], scores: Floats, vectors: Vector
@@ -88,9 +101,9 @@ class Search:
         backend, terms = self.backend, self._rarest(np.unique(term_ids(query)))
         near, _ = backend.dense(plan.vector, k, allowed)
         worded, _ = backend.lexical(terms, k, allowed)
-        seqs = backend.around(np.union1d(near, worded), len(self.config.neighbours))
+        seqs = backend.around(ascending(np.concatenate([near, worded])), len(self.config.neighbours))
         if allowed is not None:
-            seqs = np.intersect1d(seqs, allowed, assume_unique=True)
+            seqs = seqs[where(allowed, seqs)[1]]
         words, places, vectors = backend.words_of(terms, seqs), backend.places(seqs), backend.vectors_of(seqs)
         candidates = Candidates(
             session=places.session,
@@ -113,8 +126,19 @@ class Search:
         return terms[np.sort(np.argsort(frequencies, kind="stable")[:TERMS])]
 
 
+def _near(vectors: Vector) -> dict[int, list[int]]:
+    """Of the rows of `[n, dim]` that have nearly the same meaning as rows before them, which: ascending."""
+    found: dict[int, list[int]] = {}
+    for begin in range(0, len(vectors), BLOCK):
+        end = begin + BLOCK
+        cosines = vectors[begin:end] @ vectors[:end].T
+        for place, other in np.argwhere(np.tril(cosines > SAME, begin - 1)).tolist():
+            found.setdefault(begin + place, []).append(other)
+    return found
+
+
 def _merged(
-    best: list[int], vectors: Vector, items: dict[int, Item], count: int
+    best: list[int], near: dict[int, list[int]], items: dict[int, Item], count: int
 ) -> tuple[list[int], dict[int, list[int]]]:
     """Places of the first `count` that say different things, and of each the places of its twins.
 
@@ -122,34 +146,27 @@ def _merged(
 
     Args:
         best: seqs, the best first.
-        vectors: `[len(best), dim]`.
+        near: see `_near`.
         items: by seq.
         count: at most.
     """
-    chosen: list[int] = []
-    twins: dict[int, list[int]] = {}
+    twins: dict[int, list[int]] = {}  # the chosen ones, in order, and theirs
     words: dict[int, frozenset[str]] = {}
-    held = np.empty((min(count, len(best)), vectors.shape[1]), np.float32)  # the chosen ones' vectors
+
+    def words_at(place: int) -> frozenset[str]:
+        if place not in words:
+            words[place] = frozenset(tokenize(items[best[place]].content))
+        return words[place]
+
     for place, seq in enumerate(best):
-        if (item := items.get(seq)) is None:
+        if seq not in items:
             continue  # deleted meanwhile
-        of = None
-        near = np.flatnonzero(held[: len(chosen)] @ vectors[place] > SAME).tolist()
-        if near:
-            words[place] = frozenset(tokenize(item.content))
-            for at in (chosen[one] for one in near):
-                if at not in words:
-                    words[at] = frozenset(tokenize(items[best[at]].content))
-                if words[at] == words[place]:
-                    of = at
-                    break
-        if of is not None:
+        alike = (at for at in near.get(place, ()) if at in twins and words_at(at) == words_at(place))
+        if (of := next(alike, None)) is not None:
             twins[of].append(place)
-        elif len(chosen) < count:  # once it is full, twins of the chosen may still follow
-            held[len(chosen)] = vectors[place]
-            chosen.append(place)
+        elif len(twins) < count:  # once it is full, twins of the chosen may still follow
             twins[place] = []
-    return chosen, twins
+    return list(twins), twins
 
 
 def _hit(item: Item, score: float, why: dict[str, float]) -> Hit:

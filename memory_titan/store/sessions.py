@@ -9,7 +9,7 @@ The place of a deleted item stays empty.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from memory_titan.store.item import Seqs
 from memory_titan.store.names import all_words, name_words
-from memory_titan.store.top import grown, where
+from memory_titan.store.top import ascending, grown, where
 
 Codes = NDArray[np.int32]
 
@@ -32,17 +32,21 @@ class Places:
         position: `[n]`, in the session.
         speaker: `[n]`, places in `names`; -1: unknown.
         names: of the speakers.
+        words: of all names, lower case; None: look at each.
     """
 
     session: NDArray[np.int64]
     position: NDArray[np.int64]
     speaker: NDArray[np.int64]
     names: Sequence[str]
+    words: Set[str] | None = None
 
     def named(self, query: str) -> NDArray[np.bool_]:
         """`[n]`: whether a query names the item's speaker, by a word of the name."""
         words = all_words(query)
-        codes = [code for code in set(self.speaker.tolist()) if code >= 0]
+        if self.words is not None and words.isdisjoint(self.words):
+            return np.zeros(len(self.speaker), bool)
+        codes = [code for code in ascending(self.speaker).tolist() if code >= 0]
         return np.isin(self.speaker, [code for code in codes if not words.isdisjoint(name_words(self.names[code]))])
 
 
@@ -121,8 +125,10 @@ class SessionIndex:
                 nowhere = np.full(len(seqs), -1)
                 return Places(nowhere, nowhere, nowhere, ())
             columns = (self._codes, self._positions, self._speakers)
-            session, position, speaker = (np.where(there, column[at], -1).astype(np.int64) for column in columns)
-            return Places(session, position, speaker, self._names)
+            session, position, speaker = (column.take(at).astype(np.int64) for column in columns)
+            if not there.all():
+                session[~there] = position[~there] = speaker[~there] = -1
+            return Places(session, position, speaker, self._names, self.name_words)
 
     def around(self, seqs: Seqs, radius: int) -> Seqs:
         """These items and those at most `radius` before and after each in its session; ascending."""
@@ -135,5 +141,5 @@ class SessionIndex:
                 backward, forward = self._before[backward], self._after[forward]
                 backward, forward = backward[backward >= 0], forward[forward >= 0]
                 found += [backward, forward]
-            rows = np.unique(np.concatenate(found))
+            rows = ascending(np.concatenate(found))
             return self._seqs[rows[self._alive[rows]]]

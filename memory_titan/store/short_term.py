@@ -31,15 +31,16 @@ class ShortTermMemory:
         surplus = self.backend.count(SHORT) - self.size
         if surplus <= 0:
             return
-        items = self.backend.get(self.backend.select(places=SHORT, limit=surplus))
-        stay = [item for item in items if item.places & (LONG | PENDING) or item.surprise is None]
-        self.backend.update(
-            (item.seq, item.places & ~SHORT | (0 if item.places & LONG else PENDING), item.surprise, item.value)
-            for item in stay
-        )
-        if rejected := [item for item in items if not (item.places & (LONG | PENDING) or item.surprise is None)]:
-            self._let_go(rejected)
-            self.backend.delete([item.seq for item in rejected])
+        stay, rejected = [], []
+        for seq, places, surprise, value in self.backend.standing(self.backend.select(places=SHORT, limit=surplus)):
+            if places & (LONG | PENDING) or surprise is None:
+                stay.append((seq, places & ~SHORT | (0 if places & LONG else PENDING), surprise, value))
+            else:
+                rejected.append(seq)
+        self.backend.update(stay)
+        if rejected:
+            self._let_go(self.backend.get(rejected))
+            self.backend.delete(rejected)
 
     def offer_all(self) -> None:
         """Offer what was not offered yet to the long-term memory; it stays in the window. Within a transaction."""

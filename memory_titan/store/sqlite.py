@@ -15,19 +15,19 @@ import os
 import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator, Sequence, Set
-from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from memory_titan.store import sqlite_abridged, sqlite_upkeep
-from memory_titan.store.backend import Words
+from memory_titan.store.backend import Standing, Words
 from memory_titan.store.errors import StoreError, StoreFileError
 from memory_titan.store.indexes import Indexes
 from memory_titan.store.item import Item, Seqs, Vector
 from memory_titan.store.sessions import Places
 from memory_titan.store.sqlite_file import SqliteFile, sum_of
 from memory_titan.store.terms import pack, unpack
+from memory_titan.store.top import ascending
 from memory_titan.store.where import TAGS_SCHEMA, sqlite_clause, sqlite_tags, tag_rows
 
 SCHEMA = """
@@ -49,7 +49,8 @@ CREATE TABLE blobs (name TEXT PRIMARY KEY, data BLOB NOT NULL, sum INTEGER NOT N
 INSERT INTO meta VALUES ('change', '0');
 INSERT INTO meta VALUES ('gone_from', '0');
 """
-_json = json.JSONEncoder(ensure_ascii=False).encode  # made once
+_json, _parse = json.JSONEncoder(ensure_ascii=False).encode, json.JSONDecoder().raw_decode  # made once
+_NO_VECTOR, _NO_TERMS = np.empty(0, np.float32), np.empty(0, np.uint32)
 COLUMNS = "seq, id, content, metadata, created, session, position, speaker, places, surprise, value, used, sum"
 
 
@@ -142,7 +143,7 @@ class SqliteBackend(SqliteFile):
         stand = [(i.session, i.position, i.speaker) for i in items]
         self._after.append(lambda: self.indexes.add(seqs, vectors, [i.terms for i in items], stand))
 
-    def update(self, rows: Iterable[tuple[int, int, float | None, float]]) -> None:
+    def update(self, rows: Iterable[Standing]) -> None:
         """Set (seq, places, surprise, value)."""
         change = self._next_change()
         self._db.executemany(
@@ -238,6 +239,16 @@ class SqliteBackend(SqliteFile):
                 found.update(db.execute(f"SELECT seq, places FROM items WHERE seq IN ({marks})", part).fetchall())
         return np.array([found.get(seq, 0) for seq in seqs.tolist()], np.int64)
 
+    def standing(self, seqs: Seqs) -> list[Standing]:
+        """Of the items that are there, in the order of their seqs, what `update` sets."""
+        found: list[Standing] = []
+        with self._reading() as db:
+            for part in _parts(sorted(seqs.tolist())):
+                marks = ",".join("?" * len(part))
+                sql = f"SELECT seq, places, surprise, value FROM items WHERE seq IN ({marks}) ORDER BY seq"
+                found += db.execute(sql, part).fetchall()
+        return found
+
     def _item(self, row: tuple[Any, ...]) -> Item:
         if sum_of(*row[1:4]) != row[-1]:
             raise StoreFileError(f"{self.path} is damaged: item {row[1]!r:.60} is not as it was written")
@@ -272,8 +283,7 @@ class SqliteBackend(SqliteFile):
         """
         tags = sqlite_tags(where) if where else None
         if tags and places is None and after is None and before is None and order == "seq" and limit is None:
-            with self._reading() as db:
-                return np.unique(np.fromiter(chain.from_iterable(db.execute(*tags)), np.int64))
+            return ascending(self._numbers(*tags))
         clauses: list[str] = []
         values: list[Any] = []
         if places is not None:
@@ -290,9 +300,15 @@ class SqliteBackend(SqliteFile):
             values += parameters
         sql = "SELECT seq FROM items" + (" WHERE " + " AND ".join(clauses) if clauses else "")
         by = {"seq": "seq", "-seq": "seq DESC"}[order]
-        sql += f" ORDER BY {by}" + ("" if limit is None else f" LIMIT {int(limit)}")
-        with self._reading() as db:
-            return np.fromiter(chain.from_iterable(db.execute(sql, values)), np.int64)
+        sql += "" if limit is None else f" ORDER BY {by} LIMIT {int(limit)}"
+        found = np.sort(self._numbers(sql, values))
+        return found if order == "seq" else found[::-1]
+
+    def _numbers(self, sql: str, values: Sequence[Any]) -> Seqs:
+        """What a query for seqs finds, in any order."""
+        with self._reading() as db:  # as one text: a third of the time of a row each
+            found = db.execute(f"SELECT group_concat(seq) FROM ({sql})", values).fetchone()[0]
+        return np.fromstring(found, np.int64, sep=",") if found else np.empty(0, np.int64)
 
     def count(self, places: int | None = None) -> int:
         """Items held in any of `places`."""
@@ -410,11 +426,11 @@ def _item(row: tuple[Any, ...]) -> Item:
     return Item(
         id=name,
         content=content,
-        metadata={} if metadata == "{}" else json.loads(metadata),
+        metadata={} if metadata == "{}" else _parse(metadata)[0],
         created=created,
         session=session,
-        vector=np.zeros(0, np.float32),
-        terms=np.zeros(0, np.uint32),
+        vector=_NO_VECTOR,
+        terms=_NO_TERMS,
         places=places,
         seq=seq,
         position=position,

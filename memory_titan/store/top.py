@@ -1,4 +1,4 @@
-"""What both indexes need: the best of many scores exactly, places in a sorted array, arrays that grow."""
+"""What the indexes need: the best of many scores exactly, places in a sorted array, arrays that grow."""
 
 from __future__ import annotations
 
@@ -42,6 +42,14 @@ def where(ascending: NDArray[np.int64], wanted: NDArray[np.int64]) -> tuple[Ints
     places = np.searchsorted(ascending, wanted)
     places[places == count] = 0
     return places, ascending[places] == wanted
+
+
+def ascending(numbers: NDArray[np.int64]) -> Ints:
+    """The different ones of `numbers` [n], in order; several times as fast as `np.unique`."""
+    numbers = np.sort(numbers)
+    new = np.ones(len(numbers), bool)
+    np.not_equal(numbers[1:], numbers[:-1], out=new[1:])
+    return numbers[new]
 
 
 def grown(array: NDArray, used: int, more: NDArray) -> NDArray:  # type: ignore[type-arg]

@@ -31,7 +31,7 @@ _GATHER = 4096  # so few allowed vectors are taken out and compared at once
 _BLOCK = 8192  # rows worked on at a time, where a copy is made
 _CENTROIDS = 16  # four bits, in two dimensions
 _TRAINED_ON = 4096  # vectors; so few centroids need no more
-_WIDE = 128  # codes whose vectors are looked at first
+_WIDE = 128  # codes that are asked for at least
 # How many times as wrong as the worst code seen one unseen may be. At 1, made-up vectors without any order (normal, 64
 # dimensions) lose one hit in 200; at 1.25, one in 3000; sentence embeddings none at either.
 _DOUBT = 1.25
@@ -74,7 +74,7 @@ class _Snapshot:
         found = np.empty(len(rows), np.float32)
         for begin in range(0, len(rows), _BLOCK):
             at = rows[begin : begin + _BLOCK]
-            found[begin : begin + _BLOCK] = (self.vectors[at] * query).sum(1)
+            found[begin : begin + _BLOCK] = np.einsum("ij,j->i", self.vectors.take(at, 0), query)
         return found
 
     def nearest(self, rows: Ints | slice, query: Vectors, k: int) -> Ints:
@@ -237,8 +237,9 @@ class VectorIndex:
         rows, there = now.row_of(seqs)
         if not now.rows:
             return np.zeros((len(rows), self.dim), np.float32)
-        found: Vectors = now.vectors[rows]
-        found[~there] = 0
+        found: Vectors = now.vectors.take(rows, 0)
+        if not there.all():
+            found[~there] = 0
         if (later := self._now) is not now:
             found[~later.row_of(seqs)[1]] = 0  # removed meanwhile, so perhaps half overwritten
         return found
@@ -283,7 +284,9 @@ class VectorIndex:
             wide = wide * now.rows // len(rows)
         if now.codes is not None:
             begin = now.after(now.codes)
-            tail = now.nearest(slice(begin, now.rows) if rows is None else rows[rows >= begin], query, k)
+            tail = np.flatnonzero(may[begin : now.rows]) + begin
+            if len(tail) > 2 * k:
+                tail = np.sort(now.nearest(slice(begin, now.rows) if rows is None else tail, query, k))
             best = _by_codes(now, now.codes, query, k, wide, may, tail)
             if best is not None:
                 return best
@@ -346,20 +349,32 @@ def _by_codes(
     now: _Snapshot, codes: _Codes, query: Vectors, k: int, wide: int, may: NDArray[np.bool_], tail: Ints
 ) -> Ints | None:
     """The best k of the coded rows that `may` be found and the rows `tail`; None where that is in doubt."""
-    while wide <= len(codes.seqs) // 8:  # beyond that, comparing all is as fast
+    few = len(codes.seqs) // 8  # beyond that, comparing all is as fast
+    wide = min(3 * wide // 2, few) if wide <= few else wide  # more codes cost next to nothing, their vectors do
+    of_tail = now.cosines(tail, query)
+    while wide <= few:
         rough, places = codes.index.search(query[None], wide)
         if places[0, -1] < 0:  # codes too much alike for FAISS to fill the list
             return None
         coded, there = now.row_of(codes.seqs[places[0]])
         there &= may[coded]
-        coded = coded[there]
-        rows = np.sort(np.concatenate([coded, tail]))
-        cosines = now.cosines(rows, query)
-        best = top(cosines, k)
-        if len(best) == k and len(coded) >= _WIDE // 4:
-            worst = np.abs(cosines[np.searchsorted(rows, coded)] - rough[0][there]).max()
-            if cosines[best[-1]] > rough[0, -1] + _DOUBT * worst:
-                return rows[best]
+        coded, told, last = coded[there], rough[0][there], rough[0, -1]
+        found = np.concatenate([of_tail, np.empty(len(coded), np.float32)])
+        seen, worst, upto = 0, np.float32(0), max(_WIDE, 4 * k)
+        while seen < len(coded):  # a part at a time, until nothing unseen can be better
+            part = slice(seen, min(upto, len(coded)))
+            cosines = now.cosines(coded[part], query)
+            worst = max(worst, np.abs(cosines - told[part]).max())
+            found[len(tail) + seen : len(tail) + part.stop] = cosines
+            seen, upto = part.stop, part.stop * 4 // 3
+            held = found[: len(tail) + seen]
+            if len(held) >= k and seen >= _WIDE // 4:
+                bound = told[seen] if seen < len(coded) else last
+                least = np.partition(held, len(held) - k)[len(held) - k]
+                if least > bound + _DOUBT * worst:
+                    best = np.flatnonzero(held >= least)
+                    rows = np.concatenate([tail, coded[:seen]])[best]
+                    return rows[np.lexsort((-rows, -held[best]))][:k]
         wide *= 4
     return None
 

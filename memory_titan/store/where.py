@@ -47,6 +47,11 @@ CREATE TABLE IF NOT EXISTS tags (
 CREATE INDEX IF NOT EXISTS tags_of_item ON tags (seq);
 """
 
+# bool before int, which it is one of
+KINDS: Final[dict[type, str]] = {
+    bool: "bool", str: "text", int: "number", float: "number", type(None): "null", list: "list", dict: "object",
+}  # fmt: skip
+
 _json = json.JSONEncoder(ensure_ascii=False).encode  # made once
 
 Scalar: TypeAlias = "str | int | float | bool | None"
@@ -99,13 +104,22 @@ def _check_value(value: Any, at: str, depth: int) -> None:
         for key, item in value.items():
             if not isinstance(key, str):
                 raise ValueError(f"{at}: names are strings, not {_shown(key)}")
-            _check_scalar(key, at)
-            _check_value(item, f"{at}[{_shown(key)}]", depth + 1)
+            if not _plain(key):
+                _check_scalar(key, at)
+            if not _plain(item):  # naming the field costs more than looking at what is in it
+                _check_value(item, f"{at}[{_shown(key)}]", depth + 1)
     elif isinstance(value, list):
         for index, item in enumerate(value):
             _check_value(item, f"{at}[{index}]", depth + 1)
     else:
         _check_scalar(value, at)
+
+
+def _plain(value: Any) -> bool:
+    """Whether `_check_scalar` need not look at it."""
+    if type(value) is str:
+        return value.isascii() and "\0" not in value
+    return value is None or type(value) is bool or (type(value) is int and SMALLEST <= value <= LARGEST)
 
 
 def _check_scalar(value: Any, at: str) -> None:
@@ -140,10 +154,8 @@ def check_where(where: Any) -> None:
 
 def kind_of(value: Any) -> str:
     """Which JSON type a value is: "text", "number", "bool", "null", "list" or "object"."""
-    if isinstance(value, bool):
-        return "bool"
-    kinds = {str: "text", int: "number", float: "number", type(None): "null", list: "list", dict: "object"}
-    return next(kind for base, kind in kinds.items() if isinstance(value, base))
+    plain = KINDS.get(type(value))
+    return plain or next(kind for base, kind in KINDS.items() if isinstance(value, base))  # an enum's member
 
 
 def _parse(where: Any) -> Node:

@@ -253,12 +253,16 @@ class WordIndex:
         now = self._now
         rows, there = where(now.seqs[: now.rows], np.asarray(seqs, np.int64).reshape(-1))
         asked = np.asarray(terms, np.uint32).reshape(-1)
-        counts = np.zeros((len(asked), len(rows)))
+        counts, narrow = np.zeros((len(asked), len(rows))), rows.astype(np.int32)
         for number, term in enumerate(asked.tolist()):
             holders, x, _ = now.matching(term)  # ascending: the tail's rows come after the bulk's
             if len(holders):
-                at = np.searchsorted(holders, rows).clip(max=len(holders) - 1)
-                counts[number] = np.where((holders[at] == rows) & there, 1.0 / x[at], 0.0)
+                at = holders.searchsorted(narrow)
+                at[at == len(holders)] = 0
+                found = np.flatnonzero(holders.take(at) == narrow)
+                counts[number, found] = 1.0 / x[at[found]]
+        if not there.all():
+            counts[:, ~there] = 0.0
         return counts
 
     def lengths(self, seqs: ArrayLike) -> NDArray[np.float64]:

@@ -113,10 +113,10 @@ def test_the_weights_hold_nothing_of_it(tmp_path):
     two.add_documents([f"more of it number {n}" for n in range(300)])
     for titans in (one, two):
         titans.consolidate_memories()
-    assert not np.allclose(one.long_term.neural._weights[0], two.long_term.neural._weights[0], atol=1e-6)
+    assert not np.allclose(one.long_term.neural.weights[0], two.long_term.neural.weights[0], atol=1e-6)
     one.forget("secret-id")
     one.query("anything")
-    for x, y in zip(one.long_term.neural._weights, two.long_term.neural._weights, strict=True):
+    for x, y in zip(one.long_term.neural.weights, two.long_term.neural.weights, strict=True):
         np.testing.assert_allclose(x, y, atol=1e-5)
     one.close()
     two.close()

@@ -363,7 +363,7 @@ with TitansManager(BagEmbedder(), url=sys.argv[1], name=sys.argv[2], short_term_
 
 def weights(manager):
     manager.long_term.recall(np.eye(64, dtype=np.float32)[0])  # catches up
-    return [manager.long_term.neural.written, *manager.long_term.neural._weights]
+    return [manager.long_term.neural.written, *manager.long_term.neural.weights]
 
 
 def same(left, right):

@@ -97,7 +97,7 @@ def lost(index: VectorIndex, held: dict[int, np.ndarray], query: np.ndarray, k: 
     expected, _ = by_hand(held, query, k, allowed)
     assert len(seqs) == len(expected)
     assert set(seqs.tolist()) <= set(held if allowed is None else held.keys() & allowed)
-    assert cosines.tolist() == [float((held[seq] * query).sum()) for seq in seqs.tolist()]
+    assert cosines.tolist() == pytest.approx([float((held[seq] * query).sum()) for seq in seqs.tolist()], abs=1e-6)
     assert list(zip(-cosines, -seqs, strict=True)) == sorted(zip(-cosines, -seqs, strict=True))
     return len(set(expected) - set(seqs.tolist()))
 
@@ -131,8 +131,7 @@ def test_codes_are_used_and_not_only_checked(coded, monkeypatch):
     )
     for query in unit(50, seed=3):
         index.search(query, 3)
-    assert compared.count(slice(3000, 3000)) == 50  # the tail
-    assert compared.count(slice(0, 3000)) < 40  # all of them
+    assert compared.count(slice(0, 3000)) == len(compared) < 40  # all of them
 
 
 def test_many_equal_vectors_are_found_newest_first_by_codes_too(coded):
