@@ -35,13 +35,16 @@ SWITCHES = [
         {"conv_size": 0},
         {"conv_size": 1, "qkv_activation": True},
         {"output_norm": False, "output_gate": False},
+        {"context": 1},
     )
 ]
 
 
 def build(seed: int = 0, **options) -> MultiHeadMemoryBank:
     torch.manual_seed(seed)
-    bank = MultiHeadMemoryBank(**{"dim": DIM, "heads": 2, "slots": 7, "top_k": 3, "chunk_size": 5, **options}).double()
+    bank = MultiHeadMemoryBank(
+        **{"dim": DIM, "heads": 2, "slots": 7, "top_k": 3, "chunk_size": 5, "context": None, **options}
+    ).double()
     with torch.no_grad():  # gates that differ from token to token, and slots that decay each in its own way
         if bank.gating.columns:
             bank.gating.linear.weight.normal_()
