@@ -21,6 +21,41 @@ def causal_convolution(projected: Tensor, conv: nn.Conv1d) -> Tensor:
     return y
 
 
+@torch.no_grad()
+def start_as_induction(conv: nn.Conv1d, qkv: nn.Linear | None, context: int) -> None:
+    """A value is written under the token `context` before it, and asked for as it was written.
+
+    So a memory answers, where training starts, with what came after the last place like this one, as an induction head
+    does. A tenth of the taps' random start stays.
+
+    Args:
+        conv: over q, k, v, side by side; `[3 * dim]` channels.
+        qkv: the projection before it, of which k's becomes q's; None: the caller's own.
+        context: tokens, less than the taps.
+    """
+    taps, dim = conv.weight[:, 0], conv.weight.shape[0] // 3
+    taps.mul_(0.1)
+    if conv.bias is not None:
+        conv.bias.zero_()
+    for part, back in enumerate((0, context, 0)):
+        taps[part * dim : (part + 1) * dim, -1 - back] += 1.0
+    if qkv is not None:
+        qkv.weight[dim : 2 * dim] = qkv.weight[:dim]
+
+
+def checked_context(context: int | None, conv_size: int) -> int | None:
+    """What a configuration's `context` comes to: its default, 1, is 0 or None where there is no such tap.
+
+    Raises:
+        ValueError: there is no such tap.
+    """
+    if context == 1 and conv_size < 2:
+        return 0 if conv_size else None
+    if context is not None and not 0 <= context < conv_size:
+        raise ValueError(f"context must be less than conv_size={conv_size}, or None; got {context}")
+    return context
+
+
 def unit(x: Tensor) -> Tensor:
     """x over its length, along the last dimension; 0 stays 0.
 

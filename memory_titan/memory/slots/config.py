@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from memory_titan.memory.convolution import checked_context
+
 Write = Literal["delta", "erase", "add"]
 Decay = Literal["written", "all", "none"]
 Allocation = Literal["lru", "dnc", "gumbel", "none"]
@@ -66,10 +68,7 @@ class MemoryBankConfig:
             raise ValueError(f"top_k must be at most slots={self.slots}; got {self.top_k}")
         if self.bottleneck is not None and self.bottleneck < 1:
             raise ValueError(f"bottleneck must be at least 1, or None; got {self.bottleneck}")
-        if self.context == 1 and self.conv_size < 2:  # the default, where there is no such tap
-            self.context = 0 if self.conv_size else None
-        if self.context is not None and not 0 <= self.context < self.conv_size:
-            raise ValueError(f"context must be less than conv_size={self.conv_size}, or None; got {self.context}")
+        self.context = checked_context(self.context, self.conv_size)
         if not 0.0 < self.usage_decay <= 1.0:
             raise ValueError(f"usage_decay must be above 0 and at most 1; got {self.usage_decay}")
         if self.gumbel_temperature <= 0:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from memory_titan.memory.convolution import causal_convolution, unit
+from memory_titan.memory.convolution import causal_convolution, start_as_induction, unit
 from memory_titan.memory.finite import finite_rows, valid_tokens
 from memory_titan.memory.slots.addressing import address
 from memory_titan.memory.slots.chunk import chunk_slots
@@ -106,19 +106,7 @@ class MultiHeadMemoryBank(Traceable, PyTorchModelHubMixin):
         if config.projections:
             self.out = nn.Linear(dim, dim, bias=False)
         if config.context is not None:
-            self._start_as_induction(config.context)
-
-    @torch.no_grad()
-    def _start_as_induction(self, context: int) -> None:
-        """See `context` of the configuration."""
-        dim, taps = self.config.dim, self.conv.weight[:, 0]
-        taps.mul_(0.1)
-        assert self.conv.bias is not None
-        self.conv.bias.zero_()
-        for part, back in enumerate((0, context, 0)):  # q, k, v
-            taps[part * dim : (part + 1) * dim, -1 - back] += 1.0
-        if self.config.projections:
-            self.qkv.weight[dim : 2 * dim] = self.qkv.weight[:dim]
+            start_as_induction(self.conv, self.qkv if config.projections else None, config.context)
 
     @property
     def state_size(self) -> int:

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from memory_titan.memory.convolution import checked_context
+
 WriteKind = Literal["delta", "erase", "add"]
 QueryNormKind = Literal["batch", "unit", "none"]
 
@@ -37,7 +39,10 @@ class SparseDeltaBankConfig:
     projections: bool = True  # own ones, of x to q, k, v and of what the heads read to y; False: the caller brings them
     input_dim: int | None = None  # width of x, which then makes the gates alone; None: dim
     conv_size: int = 4  # taps of the causal depthwise convolution on q, k, v; 0: none
-    qkv_activation: bool = True  # SiLU on q, k, v
+    # where training starts, a value is written under the token so many before it, and asked for as it was written: so
+    # the bank answers with what came after the last place like this one, as an induction head does. None: nothing of it
+    context: int | None = 1
+    qkv_activation: bool = False  # SiLU on q, k, v
     output_norm: bool = True  # RMS norm per head on what was read
     output_gate: bool = True  # times a sigmoid gate of x
 
@@ -69,6 +74,7 @@ class SparseDeltaBankConfig:
                 raise ValueError(f"{name} is at most slots={self.slots}; got {getattr(self, name)}")
         if not self.sharpness > 0 or not math.isfinite(self.sharpness):
             raise ValueError(f"sharpness must be positive; got {self.sharpness}")
+        self.context = checked_context(self.context, self.conv_size)
         if self.projections and self.input_dim not in (None, self.dim):
             raise ValueError(f"input_dim={self.input_dim} other than dim={self.dim} is for projections=False")
         if not self.projections and self.output_gate:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from memory_titan.memory.convolution import causal_convolution
+from memory_titan.memory.convolution import causal_convolution, start_as_induction
 from memory_titan.memory.finite import finite_rows, valid_tokens
 from memory_titan.memory.sparse.chunk import chunk_bank, read_bank
 from memory_titan.memory.sparse.config import SparseDeltaBankConfig
@@ -101,6 +101,8 @@ class SparseDeltaBank(Traceable, PyTorchModelHubMixin):
             self.output_gate = nn.Linear(dim, dim)
         if config.projections:
             self.out = nn.Linear(dim, dim, bias=False)
+        if config.context is not None:
+            start_as_induction(self.conv, self.qkv if config.projections else None, config.context)
 
     @property
     def state_size(self) -> int:
