@@ -301,15 +301,18 @@ class MemNet(MemoryLanguageModel):
             kwargs |= {"past_key_values": self._stream(*args, **kwargs), "use_cache": None}
         with _Watch(self.memories, any(weights.values())) as traces:
             out = super().forward(*args, **kwargs)
+        cache, loss = out.past_key_values, out.loss
         if kept:
-            states = [state for state in out.past_key_values.states if isinstance(state, LayerState)]
+            states = [state for state in cache.states if isinstance(state, LayerState)]
             self._held = tuple(state.memory[0].detach() for state in states)
             if not (self.config.use_cache and not self.training if asked is None else asked):
-                out.past_key_values = None
+                cache = None
         losses = {name: LOSSES[name](traces) for name, weight in weights.items() if weight}
-        if out.loss is not None and losses:
-            out.loss = out.loss + sum(weights[name] * loss for name, loss in losses.items())
-        return MemNetOutput(**out, **losses)
+        if loss is not None and losses:
+            loss = loss + sum(weights[name] * part for name, part in losses.items())
+        return MemNetOutput(
+            loss=loss, logits=out.logits, past_key_values=cache, hidden_states=out.hidden_states, **losses
+        )
 
     def _stream(self, *args: Any, **kwargs: Any) -> StateCache:
         """Empty windows, and the memories as they were left."""
