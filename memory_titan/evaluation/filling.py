@@ -14,6 +14,7 @@ from torch import Tensor
 
 from memory_titan.evaluation.watching import answer_to, branch_of, mark, watch
 from memory_titan.graft.model import MemoryModel
+from memory_titan.memory.neural.layer import NeuralMemory
 from memory_titan.tasks.hash_hop import HashHopTask
 from memory_titan.tasks.ruler import HuggingFace
 
@@ -113,6 +114,7 @@ class Filling:
 
     def ask(self, state: Any, k: Tensor, v: Tensor, ids: Tensor, places: list[int]) -> None:
         """Ask for needles; k, v `[H, T, d]` and ids `[T]` of all read so far, places of the needles' tokens."""
+        assert isinstance(self.memory, NeuralMemory)  # `watching` has refused others
         answer = F.normalize(answer_to(self.memory, k[:, places], state), dim=-1)
         near = torch.einsum("hnd,htd->nt", answer, F.normalize(v, dim=-1)) / len(k)
         best = ids[near.argmax(1)]

@@ -194,6 +194,8 @@ def _listen(model: MemoryModel, layer: int, keep: Keep) -> list[Any]:
         keep("answer", output[1])
 
     def projected(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if not isinstance(branch.memory, NeuralMemory):
+            raise ValueError("the diagnosis looks into neural memories; this graft has memory_kind='slots'")
         for name, x in zip("qkv", heads_of(branch.memory, kwargs["qkv"], args[1]), strict=True):
             keep(name, x)
 

@@ -18,7 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from memory_titan.graft.config import MAGConfig
-from memory_titan.memory.neural.layer import NeuralMemory, NeuralMemoryState
+from memory_titan.memory.neural.layer import NeuralMemory
+from memory_titan.memory.slots.layer import MultiHeadMemoryBank
+
+State = Any  # NeuralMemoryState or MemoryBankState, as the memory is
 
 Frozen = Callable[[Tensor], Tensor]  # h [B, T, hidden] -> the attention's own q, k, v, [B, T, 3 dim]
 
@@ -66,7 +69,7 @@ class QueryProjector(nn.Module):
 
 
 class MemoryBranch(nn.Module):
-    """A `NeuralMemory` with its query, its gate, and its way in and out of the model's width; float32.
+    """A memory with its query, its gate, and its way in and out of the model's width; float32.
 
     Args:
         config: of the graft.
@@ -80,21 +83,13 @@ class MemoryBranch(nn.Module):
         super().__init__()
         frozen = config.source == "frozen"
         self.query = QueryProjector(hidden, dim, own=not frozen, refine=config.query_refinement and not first)
-        self.memory = NeuralMemory(
-            dim,
-            **{
-                "qkv_activation": False,
-                **config.memory,
-                "conv_size": config.conv_size,
-                "heads": heads,
-                "depth": config.memory_layers,
-                "expansion": config.expansion,
-                "chunk_size": config.chunk_size,
-                "projections": False,
-                "input_dim": hidden,
-                "output_gate": False,
-            },
-        )
+        options = {"qkv_activation": False, **config.memory, "conv_size": config.conv_size, "heads": heads}
+        options |= {"chunk_size": config.chunk_size, "projections": False, "input_dim": hidden, "output_gate": False}
+        self.memory: NeuralMemory | MultiHeadMemoryBank
+        if config.memory_kind == "slots":
+            self.memory = MultiHeadMemoryBank(dim, **{"context": None, **options})
+        else:
+            self.memory = NeuralMemory(dim, **options, depth=config.memory_layers, expansion=config.expansion)
         self.key = None if frozen else nn.Linear(hidden, dim)
         self.value = None if frozen else nn.Linear(hidden, dim)
         self.out = None if frozen else nn.Linear(dim, hidden, bias=False)
@@ -132,7 +127,7 @@ class MemoryBranch(nn.Module):
             assert self.memory.conv.bias is not None
             nn.init.zeros_(self.memory.conv.bias)
 
-    def start(self, batch_size: int, frozen: Frozen | None = None) -> NeuralMemoryState:
+    def start(self, batch_size: int, frozen: Frozen | None = None) -> State:
         """The state before the first token: the learned one, after the persistent tokens."""
         state = self.memory.initial_state(batch_size)
         if hasattr(self, "persistent"):
@@ -144,12 +139,12 @@ class MemoryBranch(nn.Module):
         self,
         h: Tensor,
         previous: Tensor | None,
-        state: NeuralMemoryState,
+        state: State,
         mask: Tensor | None = None,
         tokens: Tensor | None = None,
         frozen: Frozen | None = None,
         project: Callable[[Tensor], Tensor] | None = None,
-    ) -> tuple[Tensor, Tensor, NeuralMemoryState]:
+    ) -> tuple[Tensor, Tensor, State]:
         """Write h, and read.
 
         Args:

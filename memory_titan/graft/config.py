@@ -8,8 +8,13 @@ from typing import Any, Literal
 
 from memory_titan.graft.lora import checked
 from memory_titan.memory.neural.config import NeuralMemoryConfig
+from memory_titan.memory.slots.config import MemoryBankConfig
 
 FORMAT_VERSION = 1
+KINDS: dict[str, type[NeuralMemoryConfig] | type[MemoryBankConfig]] = {
+    "neural": NeuralMemoryConfig,
+    "slots": MemoryBankConfig,
+}
 
 
 @dataclass
@@ -31,10 +36,11 @@ class MAGConfig:
     sink_distance: int | None = None
     segment: int = 1024  # tokens a call that is longer is read in; of no influence on the result
 
-    memory_layers: int = 2  # matrices of each memory, its depth: 1 to 4
+    memory_kind: Literal["neural", "slots"] = "neural"  # what each memory is: `NeuralMemory` or `MultiHeadMemoryBank`
+    memory_layers: int = 2  # matrices of each neural memory, its depth: 1 to 4
     n_persistent_tokens: int = 16  # learned tokens that every memory has read before the first one; 0: none
-    chunk_size: int = 64  # tokens between two anchors of the memory's inner gradient
-    expansion: int = 4  # width of the memory's hidden layers over that of a head
+    chunk_size: int = 64  # tokens between two anchors of the memory's inner gradient; of slots, see there
+    expansion: int = 4  # width of a neural memory's hidden layers over that of a head
     # what q, k, v are made of: projections of what attention is given, the attention's own q, k and v, or projections
     # of the tokens' embeddings
     source: Literal["learned", "frozen", "tokens"] = "learned"
@@ -45,7 +51,7 @@ class MAGConfig:
     query_refinement: bool = True  # the query knows what the memory of the layer before has answered
     gate: Literal["hard", "sigmoid"] = "hard"  # "sigmoid": g may be slightly negative
     gate_bias: float = -2.0  # b above: how far the gate leans to attention; it opens at about w h = -b
-    memory: dict[str, Any] = field(default_factory=dict)  # other fields of `NeuralMemoryConfig`
+    memory: dict[str, Any] = field(default_factory=dict)  # other fields of its configuration
     lora: dict[str, Any] | None = None  # fields of `peft.LoraConfig`, of a LoRA on the frozen model; None: no LoRA
 
     def __post_init__(self) -> None:
@@ -75,9 +81,13 @@ class MAGConfig:
         taken = {"dim", "heads", "depth", "chunk_size", "expansion", "projections", "input_dim", "output_gate"}
         if clash := sorted(taken & set(self.memory)):
             raise ValueError(f"memory must not set {', '.join(clash)}: the graft does")
-        known = {f.name for f in fields(NeuralMemoryConfig)}
+        if self.memory_kind not in KINDS:
+            raise ValueError(f"memory_kind must be one of {', '.join(KINDS)}; got {self.memory_kind!r}")
+        known = {f.name for f in fields(KINDS[self.memory_kind])}
         if unknown := sorted(set(self.memory) - known):
-            raise ValueError(f"memory has no option {', '.join(unknown)}; it has those of NeuralMemoryConfig")
+            raise ValueError(
+                f"memory has no option {', '.join(unknown)}; it has those of {KINDS[self.memory_kind].__name__}"
+            )
         if self.lora is not None:
             self.lora = checked(self.lora)
 

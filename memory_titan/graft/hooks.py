@@ -17,11 +17,10 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
 from memory_titan.graft.architectures import architecture_of, attention_shape, frozen_qkv, layer_window
-from memory_titan.graft.branch import MemoryBranch
+from memory_titan.graft.branch import MemoryBranch, State
 from memory_titan.graft.config import MAGConfig
-from memory_titan.graft.session import CALL, Call, MemorySession, SessionState, attention_mask
+from memory_titan.graft.session import CALL, SESSIONS, Call, MemorySession, SessionState, attention_mask
 from memory_titan.graft.sinks import NearSinks, check, put_on, take_off
-from memory_titan.memory.neural.layer import NeuralMemoryState
 
 LOWER = "memory_lower"  # the keyword under which the decoder is given what its lower layers would compute
 
@@ -110,7 +109,7 @@ class Graft:
         seen = self.config.sinks if self.with_window else 0
         return [seen if own is None or own > (self.config.window or 0) else 0 for own in self.own_windows]
 
-    def start(self, layer: int, batch_size: int) -> NeuralMemoryState:
+    def start(self, layer: int, batch_size: int) -> State:
         """The memory of a grafted layer before the first token."""
         return self._branch(layer).start(batch_size, self.frozen(layer))
 
@@ -120,7 +119,7 @@ class Graft:
         count = torch.zeros(batch_size, dtype=torch.long, device=weight.device)
         # not weight.new_zeros: shared out over processes, the weight would make another of its kind
         nothing = torch.zeros(batch_size, key_heads, 0, width, dtype=weight.dtype, device=weight.device)
-        state = SessionState(
+        state = SESSIONS[self.config.memory_kind](
             tokens=count,
             columns=count.clone(),
             positions=count.new_zeros(batch_size, 0),

@@ -14,7 +14,7 @@ from memory_titan.graft.config import MAGConfig
 from memory_titan.graft.hooks import LOWER, Graft
 from memory_titan.graft.lora import Lora
 from memory_titan.graft.recompute import recomputed
-from memory_titan.graft.session import MemorySession, SessionState
+from memory_titan.graft.session import SESSIONS, MemorySession
 
 
 class MemoryModel(nn.Module):
@@ -209,7 +209,7 @@ class MemoryModel(nn.Module):
             MemoryFileError: it is damaged, or no session.
             ValueError: it belongs to another model or graft.
         """
-        state = SessionState.load(path, device=str(self.base_model.device))
+        state = SESSIONS[self.graft_config.memory_kind].load(path, device=str(self.base_model.device))
         adapter.check_fingerprint(adapter.session_fingerprint(path), adapter.fingerprint(self), f"the session {path}")
         return self.graft.session(state)
 

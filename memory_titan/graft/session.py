@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from memory_titan.memory.neural.layer import NeuralMemoryState
+from memory_titan.memory.slots.layer import MemoryBankState
 from memory_titan.memory.state import MemoryState
 
 CALL = "memory_call"  # the keyword under which a `Call` reaches the layers
@@ -39,6 +40,16 @@ class SessionState(MemoryState):
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
     memories: tuple[NeuralMemoryState, ...] = field(metadata={"of": NeuralMemoryState})
+
+
+@dataclass(frozen=True)
+class SlotSessionState(SessionState):
+    """Of a graft of `memory_kind="slots"`."""
+
+    memories: tuple[MemoryBankState, ...] = field(metadata={"of": MemoryBankState})  # type: ignore[assignment]
+
+
+SESSIONS: dict[str, type[SessionState]] = {"neural": SessionState, "slots": SlotSessionState}  # by the graft's kind
 
 
 class Call:
@@ -79,7 +90,7 @@ class Call:
         self.tokens: Tensor | None = None
         self.answers: dict[int, Tensor] = {}
         self.gates: dict[int, Tensor] = {}
-        self.memories: dict[int, NeuralMemoryState] = {}
+        self.memories: dict[int, Any] = {}
         self.keys: dict[int, tuple[Tensor, Tensor]] = {}
         self.near: Any = None
 
@@ -192,7 +203,8 @@ class MemorySession(Cache):
         )
         before, kept = state.positions.shape[1], max(key.shape[2] for key in keys)
         memories = tuple(call.memories.get(i, old) for i, old in zip(self.grafted, state.memories, strict=True))
-        self.state = SessionState(
+        self.state = replace(
+            state,
             tokens=state.tokens + call.mask.sum(1),
             columns=state.columns + length,
             positions=call.keep(call.seen(before), before, kept, max(self.sinks)),

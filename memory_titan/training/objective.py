@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from memory_titan.graft.model import MemoryModel
 from memory_titan.graft.session import MemorySession
 from memory_titan.memory.neural.layer import NeuralMemory
+from memory_titan.memory.slots.layer import MultiHeadMemoryBank
 from memory_titan.memory.trace import Trace, trace
 from memory_titan.tasks.examples import Stretch
 
@@ -70,7 +71,7 @@ class AnswerLoss(nn.Module):
         total = torch.zeros(())
         for name, calls in traces.items():
             memory = self.model.branches.get_submodule(name)
-            assert isinstance(memory, NeuralMemory)
+            assert isinstance(memory, (NeuralMemory, MultiHeadMemoryBank))
             for call in calls:
                 total = total + call.step.mean(-1).sum().cpu() / memory.config.step_bound
         return total / max(1, len(traces))

@@ -20,6 +20,9 @@ KINDS = [
     pytest.param({"values": "tokens", "window": 7, "layers": [0, 2]}, id="values"),
     pytest.param({"source": "tokens", "ngram": 5, "window": 6, "memory_layers": 1}, id="tokens"),
     pytest.param({"layers": [1], "query_refinement": False, "n_persistent_tokens": 0}, id="one-layer"),
+    pytest.param(
+        {"memory_kind": "slots", "window": 5, "chunk_size": 8, "memory": {"slots": 6, "top_k": 2}}, id="slots"
+    ),
     pytest.param({"memory": {"rule": "anchored", "conv_size": 0}, "memory_dim": 24, "memory_heads": 3}, id="anchored"),
 ]
 every = pytest.mark.parametrize("options", KINDS)

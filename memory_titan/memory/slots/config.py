@@ -84,6 +84,11 @@ class MemoryBankConfig:
         return self.dim if self.input_dim is None else self.input_dim
 
     @property
+    def step_bound(self) -> float:
+        """The largest amount that a token writes."""
+        return 1.0
+
+    @property
     def by_usage(self) -> bool:
         """Whether the order of staleness is that of usage."""
         return self.staleness == "usage" or self.allocation in ("dnc", "gumbel")

@@ -218,6 +218,10 @@ class MultiHeadMemoryBank(Traceable, PyTorchModelHubMixin):
             y = torch.zeros_like(cosines).scatter_add(-1, slots, rho) @ state.content
         return self._output(y, q)
 
+    def present_weights(self, state: MemoryBankState) -> tuple[Tensor, ...]:
+        """What is held as of the last token: the contents, `[B, H, N, d]`."""
+        return (state.content,)
+
     def _run(
         self,
         x: Tensor,
