@@ -32,6 +32,7 @@ from memory_titan.cli.diagnose import diagnose
 from memory_titan.cli.evaluate_mag import code, needle
 from memory_titan.cli.evaluate_store import evaluate_store
 from memory_titan.cli.evaluate_suites import babilong, lm_eval, ruler
+from memory_titan.cli.experiment import experiment
 from memory_titan.cli.serve import mcp, serve
 from memory_titan.cli.store import store
 from memory_titan.cli.train import train
@@ -352,6 +353,7 @@ main.add_command(bench)
 bench.add_command(bench_graft_command)
 bench.add_command(bench_store_command)
 main.add_command(chat)
+main.add_command(experiment)
 main.add_command(store)
 main.add_command(data)
 main.add_command(train)
