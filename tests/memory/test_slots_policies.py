@@ -285,3 +285,14 @@ def test_nan_is_refused_or_skipped():
         y, state = memory(x.double())
     assert y.isfinite().all() and state.tokens.tolist() == [5, 4]
     laws.same(y[1, [0, 1, 3, 4]], memory(x[1:, [0, 1, 3, 4]].double())[0][0])
+
+
+def test_it_is_shared_as_others_are(tmp_path):
+    """`save_pretrained` and back: the same configuration, weights and answers."""
+    memory = MultiHeadMemoryBank(8, heads=2, slots=5, write="erase", bottleneck=3)
+    memory.save_pretrained(tmp_path)
+    again = MultiHeadMemoryBank.from_pretrained(tmp_path)
+    x = torch.randn(1, 9, 8)
+    assert again.config == memory.config and torch.equal(again(x)[0], memory(x)[0])
+    state = memory.initial_state(1)
+    assert memory.state_size == sum(t.numel() for t in state.tensors().values())
