@@ -29,7 +29,7 @@ from memory_titan.store.errors import StoreError
 from memory_titan.store.item import PLACES, SHORT, Hit, Item, MemoryType, Report, Seqs, Vector
 from memory_titan.store.long_term import LongTermMemory
 from memory_titan.store.names import lower_words, said, speaker_of, without_names
-from memory_titan.store.opening import PROBE, SIZES, check_model, kept_settings
+from memory_titan.store.opening import PROBE, SIZES, check_model, check_rules, kept_settings
 from memory_titan.store.persistent import PersistentMemory
 from memory_titan.store.ranking import RankingConfig
 from memory_titan.store.search import Search
@@ -111,6 +111,7 @@ class TitansManager:
         self.backend: Backend = open_backend(path, url, name, read_only, durable)
         try:
             check_model(self.backend, self.embedder, probe)
+            check_rules(self.backend)
             sizes, self.config = kept_settings(self.backend, given, long_term_config)
             self.backend.open_indexes(len(probe))
             self.short_term = ShortTermMemory(self.backend, sizes["short_term_size"], self._discard)

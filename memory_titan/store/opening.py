@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from memory_titan.store.backend import Backend
 from memory_titan.store.config import LongTermMemoryConfig
 from memory_titan.store.errors import EmbedderMismatchError
 from memory_titan.store.item import Vector
+from memory_titan.store.terms import rules
 
 PROBE = "The quick brown fox jumps over the lazy dog."  # its embedding tells one model from another
 SAME_MODEL = 0.99  # cosine of the probe's embeddings
@@ -33,6 +35,21 @@ def check_model(backend: Backend, embedder: BaseEmbedder, probe: Vector) -> None
         raise EmbedderMismatchError(
             f"this store's vectors, {len(old)} wide, were made by {known['name']}; {embedder.name} "
             f"makes others, {len(probe)} wide{same}. Open it with that model, or export and import it."
+        )
+
+
+def check_rules(backend: Backend) -> None:
+    """The store's terms were made by the rules of today; if not, a warning says so, and the store still works."""
+    known = backend.meta("terms")
+    if known is None and not backend.read_only:
+        with backend.transaction():
+            backend.set_meta("terms", rules())
+    if known not in (None, rules()):
+        warnings.warn(
+            f"this store's words were indexed by other rules ({known}; these are {rules()}): some words may not "
+            "be found. Export and import it to index them anew.",
+            UserWarning,
+            stacklevel=3,
         )
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from bag import BagEmbedder
 from memory_titan import LongTermMemoryConfig, TitansManager
+from memory_titan.store import opening
 from memory_titan.store.errors import EmbedderMismatchError, StoreError
 
 DOGS = ["my dog is called Bruno", "the cat sleeps all day", "we fly to Lisbon in May", "the budget is ninety thousand"]
@@ -183,6 +184,16 @@ def test_another_model_is_refused(opened):
         opened(embedder=BagEmbedder(salt=1))
     with pytest.raises(EmbedderMismatchError, match=r"64 wide.*32 wide"):
         opened(embedder=BagEmbedder(dim=32))
+
+
+def test_words_indexed_by_other_rules_are_told(opened, monkeypatch):
+    if not opened.kept:
+        pytest.skip("in memory")
+    opened().close()
+    opened().close()  # without a word: warnings are errors here
+    monkeypatch.setattr(opening, "rules", lambda: "others-1")
+    with pytest.warns(UserWarning, match=r"indexed by other rules .*others-1"):
+        opened()
 
 
 def test_a_newer_statement_stands_before_the_one_it_replaces(opened):
