@@ -271,12 +271,15 @@ class MemNet(MemoryLanguageModel):
 
     def __init__(self, config: MemNetConfig) -> None:
         super().__init__(config)
-        if config.bank.get("context", 1) is not None:
-            with torch.no_grad():  # what is looked for is what it was written under
-                for layer in self.layers:
-                    if isinstance(layer, MemNetLayer):
-                        _, k, _ = layer.controller.interface.weight.chunk(3)
-                        k.copy_(layer.controller.interface.weight[: len(k)])
+        # What Hugging Face's start of linear layers has undone.
+        for layer in self.layers:
+            if isinstance(layer, MemNetLayer):
+                if layer.controller.gating is not None:
+                    layer.controller.gating.start()
+                if config.bank.get("context", 1) is not None:
+                    with torch.no_grad():  # what is looked for is what it was written under
+                        q, k, _ = layer.controller.interface.weight.chunk(3)
+                        k.copy_(q)
 
     @property
     def memories(self) -> list[Memory]:

@@ -149,6 +149,8 @@ def test_the_controller_emits_keys_and_gates():
     torch.manual_seed(0)
     assert torch.equal(*MemNet(config()).layers[0].controller.interface.weight.chunk(3)[:2])  # at the start
     assert torch.equal(q, k)
+    write, erase, decay = controller.gating.linear.bias.view(3, 2)  # half, over what was there, hardly any
+    assert (write == 0).all() and (erase == 3).all() and (decay == -4).all()
 
 
 def test_memory_persists_when_asked_to():

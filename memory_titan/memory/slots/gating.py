@@ -29,9 +29,14 @@ class SlotGating(nn.Module):
         self.columns = [name for name, there in learned.items() if there]
         if self.columns:
             self.linear = nn.Linear(config.input_width, config.heads * len(self.columns))
+            self.start()
+
+    @torch.no_grad()
+    def start(self) -> None:
+        """Biases as training begins with."""
+        if self.columns:
             starts = torch.tensor([STARTS[name] for name in self.columns])
-            with torch.no_grad():
-                self.linear.bias.copy_(starts.repeat_interleave(config.heads))
+            self.linear.bias.copy_(starts.repeat_interleave(self.config.heads))
 
     def forward(self, x: Tensor, dtype: torch.dtype) -> SlotGates:
         """x `[B, T, input_width]`; the gates come in `dtype`, `[B, T, H]`."""
