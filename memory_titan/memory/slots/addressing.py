@@ -66,17 +66,25 @@ def allocate(taken: Tensor, state: SlotState, rule: SlotRule) -> tuple[Tensor, T
     return slots, (1 - used) * before
 
 
+def as_found(after: Tensor, first: float) -> Tensor:
+    """`[B, H, 2 c, N]`: how a chunk's keys find the slots, before their tokens, then its queries, after theirs.
+
+    Args:
+        after: `[B, H, c, N]`, how each token leaves them.
+        first: how the first finds them.
+    """
+    return torch.cat([torch.full_like(after[..., :1, :], first), after[..., :-1, :], after], -2)
+
+
 def in_chunk_cosines(
-    at_slots: Tensor, at_chunk: Tensor, then: Tensor, left: Tensor, taking: Tensor, slots: Tensor, take: Tensor
+    at_slots: Tensor, at_chunk: Tensor, left: Tensor, taking: Tensor, slots: Tensor, take: Tensor
 ) -> tuple[Tensor, Tensor | None]:
     """Cosines of a chunk's keys and queries with slots that the chunk's tokens take meanwhile.
 
     Args:
         at_slots: `[B, H, 2 c, N]`, of the chunk's keys, then of its queries, with the slots as they were before it.
         at_chunk: `[B, H, 2 c, c]`, of the same with the chunk's keys.
-        then: `[B, H, 2 c, N]`, logarithm of what is left of the old key of each slot where it is looked at: before its
-            token for a key, after it for a query.
-        left: `[B, H, c, N]`, the same after each token.
+        left: `[B, H, c, N]`, logarithm of what is left of the old key of each slot after each token.
         taking: `[B, H, c, N]`, how much of each slot each token took.
         slots, take: `[B, H, c, A]`, which those were, and how much of them.
 
@@ -87,8 +95,10 @@ def in_chunk_cosines(
     ones = torch.ones(c, c, dtype=torch.bool, device=left.device)
     earlier = torch.cat([ones.tril(-1), ones.tril()])
     if divides(left):
-        since = taking * (-left).exp()
-        return (at_slots + (at_chunk * earlier) @ since) * then.exp(), since
+        share = left.exp()
+        since = taking / share
+        return (at_slots + (at_chunk * earlier) @ since) * as_found(share, 1.0), since
+    then = as_found(left, 0.0)
     flat = slots.flatten(2)  # [B, H, c * A]
     rows = flat[..., None, :].expand(-1, -1, 2 * c, -1)
     taken = left.gather(-1, slots).flatten(2)[..., None, :]

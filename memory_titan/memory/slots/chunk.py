@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad as padded
 
-from memory_titan.memory.slots.addressing import address, allocate, divides, familiar, in_chunk_cosines
+from memory_titan.memory.slots.addressing import address, allocate, as_found, divides, familiar, in_chunk_cosines
 from memory_titan.memory.slots.rule import TOUCH, SlotGates, SlotReport, SlotRule, SlotState, length
 
 
@@ -195,12 +195,12 @@ def _stretch(
     taking = blank.scatter_add(-1, new_slots, take)
     gone = _log(taking)
     left = gone.cumsum(-2)  # what is left of a slot's old key since the stretch's start
-    then = torch.cat([torch.zeros_like(left[..., :1, :]), left[..., :-1, :], left], -2)  # as `both` finds it
 
     # addresses
-    cosines, since = in_chunk_cosines(at_slots, at_chunk, then, left, taking, new_slots, take)
-    alive = (state.strength[..., None, :] > 0) | (then < 0)
-    likely, nearest = address(cosines, alive, rule.sharpness.mT.repeat_interleave(c, 1), config.top_k)
+    cosines, since = in_chunk_cosines(at_slots, at_chunk, left, taking, new_slots, take)
+    alive = (state.strength[..., None, :] > 0) | as_found(left.detach(), 0.0).lt(0)
+    sharpness = rule.sharpness.mT[..., None].expand(-1, -1, c).flatten(1)
+    likely, nearest = address(cosines, alive, sharpness, config.top_k)
     (p, rho), (slots, found) = likely.split(c, 2), nearest.split(c, 2)
     if there is not None:
         rho = rho * there[..., None]
@@ -224,9 +224,10 @@ def _stretch(
         A_read = A - erased
 
     # u: what each token writes
-    shares = torch.cat([W * A_read.exp(), Rho * A.exp()], 2)
+    share = A.exp()
+    shares = torch.cat([W * (share if A_read is A else A_read.exp()), Rho * share], 2)
     old, kept = (shares @ state.content).split(c, 2)
-    inverse = W * (-A).exp() if divides(A) else None
+    inverse = W / share if divides(A) else None
     if inverse is None:
         P, R = (
             _overlap(at, weights, A_read, W, A, diagonal=-1),
