@@ -7,6 +7,7 @@ is one training step with AdamW.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -21,7 +22,7 @@ class Worker:
         import torch
 
         try:
-            import dnc
+            dnc = importlib.import_module("dnc")
         except ImportError as error:
             hint = (
                 "install it with: pip install 'memory-titan[bench-slots]', or name a Python that has it: --peer_python"

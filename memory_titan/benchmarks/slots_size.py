@@ -21,7 +21,7 @@ from memory_titan.benchmarks.measure import Spread, timed
 from memory_titan.memory.slots.layer import MultiHeadMemoryBank
 from memory_titan.memory.sparse.layer import SparseDeltaBank
 
-BANKS = {"sparse": SparseDeltaBank, "slots": MultiHeadMemoryBank}
+BANKS: dict[str, type[SparseDeltaBank] | type[MultiHeadMemoryBank]] = {"sparse": SparseDeltaBank, "slots": MultiHeadMemoryBank}
 
 OnStep = Callable[[str], None]  # what is measured now
 
@@ -54,8 +54,7 @@ class Settings:
     def build(self, slots: int) -> SparseDeltaBank | MultiHeadMemoryBank:
         """Raises ValueError for sizes that cannot be."""
         torch.manual_seed(0)
-        bank: SparseDeltaBank | MultiHeadMemoryBank = BANKS[self.bank](self.dim, heads=self.heads, slots=slots)
-        return bank
+        return BANKS[self.bank](self.dim, heads=self.heads, slots=slots)
 
 
 def run(settings: Settings, on_step: OnStep = lambda label: None) -> dict[str, Any]:

@@ -96,7 +96,7 @@ def in_chunk_cosines(
     earlier = torch.cat([ones.tril(-1), ones.tril()])
     if divides(left):
         share = left.exp()
-        since = taking / share
+        since = taking * (-left).exp()  # the derivative of taking / share would be infinite
         return (at_slots + (at_chunk * earlier) @ since) * as_found(share, 1.0), since
     then = as_found(left, 0.0)
     flat = slots.flatten(2)  # [B, H, c * A]

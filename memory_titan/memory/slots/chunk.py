@@ -76,7 +76,7 @@ def chunk_slots(
 
 def _cut(tensors: tuple[Tensor, ...], gates: SlotGates, sizes: list[int]) -> Iterator[tuple[Any, ...]]:
     """Pieces of so many tokens. Split, not sliced: what goes back through a slice is as long as the whole."""
-    split = gates.map(lambda gate: gate.split(sizes, 2))  # type: ignore[arg-type,return-value]
+    split = gates.map(lambda gate: gate.split(sizes, 2))
     for at, parts in enumerate(zip(*(x.split(sizes, 2) for x in tensors), strict=True)):
         yield *parts, split.map(itemgetter(at))
 
@@ -227,7 +227,7 @@ def _stretch(
     share = A.exp()
     shares = torch.cat([W * (share if A_read is A else A_read.exp()), Rho * share], 2)
     old, kept = (shares @ state.content).split(c, 2)
-    inverse = W / share if divides(A) else None
+    inverse = W * (-A).exp() if divides(A) else None  # the derivative of W / share would be infinite
     if inverse is None:
         P, R = (
             _overlap(at, weights, A_read, W, A, diagonal=-1),
