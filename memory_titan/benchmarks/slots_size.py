@@ -21,7 +21,10 @@ from memory_titan.benchmarks.measure import Spread, timed
 from memory_titan.memory.slots.layer import MultiHeadMemoryBank
 from memory_titan.memory.sparse.layer import SparseDeltaBank
 
-BANKS: dict[str, type[SparseDeltaBank] | type[MultiHeadMemoryBank]] = {"sparse": SparseDeltaBank, "slots": MultiHeadMemoryBank}
+BANKS: dict[str, type[SparseDeltaBank] | type[MultiHeadMemoryBank]] = {
+    "sparse": SparseDeltaBank,
+    "slots": MultiHeadMemoryBank,
+}
 
 OnStep = Callable[[str], None]  # what is measured now
 
