@@ -225,9 +225,8 @@ def refusal() -> str:
 def quick(settings: Settings) -> Settings:
     """The same, small: to see that it runs."""
     size = Size(16, 1, 2, window=4, slots=8, batch=2, tokens=12, vocab=16, chunk_size=4)
-    bank = slots_size.Settings(
-        bank="slots", slots=(8, 16), tokens=(4, 8), step_tokens=8, stream_tokens=2, dim=16, heads=2, repeats=1
-    )
+    few = {"tokens": (4, 8), "step_tokens": 8, "stream_tokens": 2, "prefix": 4, "repeats": 1}
+    bank = slots_size.Settings(bank="slots", slots=(8, 16), dim=16, heads=2, **few)  # type: ignore[arg-type]
     banks = (bank, replace(bank, bank="sparse", slots=(256, 1024)))
     return replace(settings, sizes=(size,), banks=banks, repeats=1)
 

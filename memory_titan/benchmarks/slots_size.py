@@ -37,6 +37,7 @@ class Settings:
     tokens: tuple[int, ...] = (512, 1024, 2048, 4096)  # lengths of a training step, at the middle one of `slots`
     step_tokens: int = 1024  # of a training step, as slots grow
     stream_tokens: int = 256  # single tokens that are timed together
+    prefix: int = 1024  # tokens read before single ones are timed
     dim: int = 256
     heads: int = 4
     batch: int = 1
@@ -50,7 +51,7 @@ class Settings:
         for name in ("slots", "tokens"):
             if not getattr(self, name) or list(getattr(self, name)) != sorted(set(getattr(self, name))):
                 raise ValueError(f"{name} must grow, and there must be one; got {getattr(self, name)}")
-        for name in ("step_tokens", "stream_tokens", "batch", "repeats", "threads"):
+        for name in ("step_tokens", "stream_tokens", "prefix", "batch", "repeats", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
 
@@ -144,11 +145,11 @@ def _training(settings: Settings, slots: int, tokens: int) -> Callable[[], None]
 
 
 def _token(settings: Settings, slots: int, tokens: int) -> Callable[[], None]:
-    """Token by token, in place where the bank can, on a state that has read a thousand."""
+    """Token by token, in place where the bank can, on a state that has read `prefix` tokens."""
     options = {"inplace": True} if settings.bank == "sparse" else {}
     bank, x = settings.build(slots).eval(), torch.randn(settings.batch, tokens, settings.dim)
     with torch.no_grad():
-        state = bank(torch.randn(settings.batch, 1024, settings.dim))[1]
+        state = bank(torch.randn(settings.batch, settings.prefix, settings.dim))[1]
 
     def stream() -> None:
         nonlocal state
