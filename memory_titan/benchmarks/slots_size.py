@@ -1,4 +1,6 @@
-"""What a `SparseDeltaBank` costs as its slots and as the sequence grow: a training step, and single tokens of a stream.
+"""What a bank costs as its slots and as the sequence grow: a training step, and single tokens of a stream.
+
+`SparseDeltaBank` and `MultiHeadMemoryBank`, each for itself.
 
 The sizes take turns (1k, 4k, 16k, 64k, 1k, ...), and what is reported is the median of the ratios to the neighbour in
 time with the fewest slots, or the shortest sequence: a shared machine's speed changes within seconds. CPU time of all
@@ -16,9 +18,13 @@ from typing import Any
 import torch
 
 from memory_titan.benchmarks.measure import Spread, timed
+from memory_titan.memory.slots.layer import MultiHeadMemoryBank
 from memory_titan.memory.sparse.layer import SparseDeltaBank
 
-KINDS = ("training", "token")  # seconds a step; seconds a token
+BANKS: dict[str, type[SparseDeltaBank] | type[MultiHeadMemoryBank]] = {
+    "sparse": SparseDeltaBank,
+    "slots": MultiHeadMemoryBank,
+}
 
 OnStep = Callable[[str], None]  # what is measured now
 
@@ -28,27 +34,31 @@ class Settings:
     """What to measure."""
 
     slots: tuple[int, ...] = (1024, 4096, 16_384, 65_536)
-    tokens: tuple[int, ...] = (512, 1024, 2048, 4096)  # lengths of a training step, at 16k slots or the nearest
+    tokens: tuple[int, ...] = (512, 1024, 2048, 4096)  # lengths of a training step, at the middle one of `slots`
     step_tokens: int = 1024  # of a training step, as slots grow
     stream_tokens: int = 256  # single tokens that are timed together
+    prefix: int = 1024  # tokens read before single ones are timed
     dim: int = 256
     heads: int = 4
     batch: int = 1
     repeats: int = 7  # turns, after one that does not count
     threads: int = 1
+    bank: str = "sparse"  # of BANKS
 
     def __post_init__(self) -> None:
+        if self.bank not in BANKS:
+            raise ValueError(f"bank must be one of {', '.join(BANKS)}; got {self.bank!r}")
         for name in ("slots", "tokens"):
             if not getattr(self, name) or list(getattr(self, name)) != sorted(set(getattr(self, name))):
                 raise ValueError(f"{name} must grow, and there must be one; got {getattr(self, name)}")
-        for name in ("step_tokens", "stream_tokens", "batch", "repeats", "threads"):
+        for name in ("step_tokens", "stream_tokens", "prefix", "batch", "repeats", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
 
-    def bank(self, slots: int) -> SparseDeltaBank:
+    def build(self, slots: int) -> SparseDeltaBank | MultiHeadMemoryBank:
         """Raises ValueError for sizes that cannot be."""
         torch.manual_seed(0)
-        return SparseDeltaBank(self.dim, heads=self.heads, slots=slots)
+        return BANKS[self.bank](self.dim, heads=self.heads, slots=slots)
 
 
 def run(settings: Settings, on_step: OnStep = lambda label: None) -> dict[str, Any]:
@@ -59,7 +69,7 @@ def run(settings: Settings, on_step: OnStep = lambda label: None) -> dict[str, A
         range, in seconds a step or a token) and `ratio`, of CPU time, to the first point of its series.
     """
     started = time.perf_counter()
-    middle = min(settings.slots, key=lambda slots: abs(slots - 16_384))
+    middle = settings.slots[len(settings.slots) // 2]
     series = [
         ("training", [(slots, settings.step_tokens) for slots in settings.slots]),
         ("token", [(slots, settings.stream_tokens) for slots in settings.slots]),
@@ -125,7 +135,7 @@ def _series(kind: str, sizes: list[tuple[int, int]], settings: Settings, on_step
 
 def _training(settings: Settings, slots: int, tokens: int) -> Callable[[], None]:
     """Forward and backward from an empty state."""
-    bank, x = settings.bank(slots), torch.randn(settings.batch, tokens, settings.dim)
+    bank, x = settings.build(slots), torch.randn(settings.batch, tokens, settings.dim)
 
     def step() -> None:
         bank.zero_grad()
@@ -135,16 +145,17 @@ def _training(settings: Settings, slots: int, tokens: int) -> Callable[[], None]
 
 
 def _token(settings: Settings, slots: int, tokens: int) -> Callable[[], None]:
-    """Token by token, in place, on a state that has read a thousand."""
-    bank, x = settings.bank(slots).eval(), torch.randn(settings.batch, tokens, settings.dim)
+    """Token by token, in place where the bank can, on a state that has read `prefix` tokens."""
+    options = {"inplace": True} if settings.bank == "sparse" else {}
+    bank, x = settings.build(slots).eval(), torch.randn(settings.batch, tokens, settings.dim)
     with torch.no_grad():
-        state = bank(torch.randn(settings.batch, 1024, settings.dim))[1]
+        state = bank(torch.randn(settings.batch, settings.prefix, settings.dim))[1]
 
     def stream() -> None:
         nonlocal state
         with torch.no_grad():
             for t in range(tokens):
-                _, state = bank(x[:, t : t + 1], state, inplace=True)
+                _, state = bank(x[:, t : t + 1], state, **options)
 
     return stream
 

@@ -33,7 +33,7 @@ SWITCHES = [
         {"allocation": "none"},
         {"staleness": "usage"},
         {"conv_size": 0},
-        {"conv_size": 1, "qkv_activation": True},
+        {"conv_size": 1, "context": 0, "qkv_activation": True},
         {"output_norm": False, "output_gate": False},
         {"context": 1},
     )

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from memory_titan.memory.slots.rule import SlotRule, SlotState
 
+SHARE = 0.7  # of the dtype's range of exponents, for what is divided by
 
-def familiar(k: Tensor, open_keys: Tensor, open_gates: Tensor, state: SlotState, rule: SlotRule, place: int) -> Tensor:
+
+def divides(logarithms: Tensor) -> bool:
+    """Whether exp(-x) is far from infinity for all of these, which are 0 or less."""
+    return bool(logarithms.detach().amin() > -SHARE * math.log(torch.finfo(logarithms.dtype).max))
+
+
+def familiar(before: Tensor, within: Tensor, rule: SlotRule, place: int) -> Tensor:
     """s, `[B, H, c]`, 0 to 1: whether a key is in a slot since the chunk's start, or among the chunk's before it.
 
     Args:
-        k: `[B, H, c, d]`, of the chunk's tokens from `place` on.
-        open_keys, open_gates: `[B, H, C, d]`, `[B, H, C]`, of all of the chunk's tokens.
+        before: `[B, H, c, N]`, cosines of the keys of the chunk's tokens from `place` on with the slots' at its start.
+        within: `[B, H, c, C]`, the same with the keys of the chunk's tokens, each times its write gate.
     """
     if rule.config.allocation == "none":
-        return k.new_ones(k.shape[:3])
-    known = (k @ state.start_keys.mT).amax(-1)
-    c, C = k.shape[2], open_keys.shape[2]
-    earlier = torch.ones(c, C, dtype=torch.bool, device=k.device).tril(place - 1)
-    said = (k @ open_keys.mT) * open_gates[..., None, :]
-    known = torch.maximum(known, said.masked_fill(~earlier, -torch.inf).amax(-1))
+        return before.new_ones(before.shape[:3])
+    earlier = torch.ones(within.shape[2:], dtype=torch.bool, device=within.device).tril(place - 1)
+    known = torch.maximum(before.max(-1).values, within.masked_fill(~earlier, -torch.inf).amax(-1))
     slope, threshold = rule.familiarity[..., None]
     return torch.sigmoid(slope * (F.relu(known) - threshold))  # empty slots and open places have 0
 
@@ -60,29 +66,45 @@ def allocate(taken: Tensor, state: SlotState, rule: SlotRule) -> tuple[Tensor, T
     return slots, (1 - used) * before
 
 
-def in_chunk_cosines(
-    x: Tensor, k: Tensor, left: Tensor, since: Tensor, keys: Tensor, slots: Tensor, take: Tensor, diagonal: int
-) -> Tensor:
-    """`[B, H, c, N]`, x_t . K_i for the slots' keys as they stand before (diagonal -1) or after (0) token t.
+def as_found(after: Tensor, first: float) -> Tensor:
+    """`[B, H, 2 c, N]`: how a chunk's keys find the slots, before their tokens, then its queries, after theirs.
 
     Args:
-        x, k: `[B, H, c, d]`, what is looked for, and the keys that slots were taken for.
-        left: `[B, H, c, N]`, logarithm of what is left of the old key of each slot at that time.
-        since: the same after each token.
-        keys: `[B, H, N, d]`, before the first token.
-        slots, take: `[B, H, c, A]`, the slots that each token took, and how much of them.
+        after: `[B, H, c, N]`, how each token leaves them.
+        first: how the first finds them.
+    """
+    return torch.cat([torch.full_like(after[..., :1, :], first), after[..., :-1, :], after], -2)
+
+
+def in_chunk_cosines(
+    at_slots: Tensor, at_chunk: Tensor, left: Tensor, taking: Tensor, slots: Tensor, take: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Cosines of a chunk's keys and queries with slots that the chunk's tokens take meanwhile.
+
+    Args:
+        at_slots: `[B, H, 2 c, N]`, of the chunk's keys, then of its queries, with the slots as they were before it.
+        at_chunk: `[B, H, 2 c, c]`, of the same with the chunk's keys.
+        left: `[B, H, c, N]`, logarithm of what is left of the old key of each slot after each token.
+        taking: `[B, H, c, N]`, how much of each slot each token took.
+        slots, take: `[B, H, c, A]`, which those were, and how much of them.
+
+    Returns:
+        `[B, H, 2 c, N]`; and `[B, H, c, N]`, taking / exp(left), None where that is no number.
     """
     c, A = slots.shape[2:]
-    old = (x @ keys.mT) * left.exp()
-    if diagonal < 0 and c == 1:
-        return old
+    ones = torch.ones(c, c, dtype=torch.bool, device=left.device)
+    earlier = torch.cat([ones.tril(-1), ones.tril()])
+    if divides(left):
+        share = left.exp()
+        since = taking * (-left).exp()  # the derivative of taking / share would be infinite
+        return (at_slots + (at_chunk * earlier) @ since) * as_found(share, 1.0), since
+    then = as_found(left, 0.0)
     flat = slots.flatten(2)  # [B, H, c * A]
-    rows = flat[..., None, :].expand(-1, -1, c, -1)
-    then = since.gather(-1, slots).flatten(2)[..., None, :]
-    earlier = torch.ones(c, c, dtype=torch.bool, device=x.device).tril(diagonal).repeat_interleave(A, 1)
-    ratio = torch.where(earlier, left.gather(-1, rows) - then, -torch.inf).exp()
-    ours = (x @ k.mT).repeat_interleave(A, -1) * ratio * take.flatten(2)[..., None, :]
-    return old.scatter_add(-1, rows, ours)
+    rows = flat[..., None, :].expand(-1, -1, 2 * c, -1)
+    taken = left.gather(-1, slots).flatten(2)[..., None, :]
+    ratio = torch.where(earlier.repeat_interleave(A, 1), then.gather(-1, rows) - taken, -torch.inf).exp()
+    ours = at_chunk.repeat_interleave(A, -1) * ratio * take.flatten(2)[..., None, :]
+    return (at_slots * then.exp()).scatter_add(-1, rows, ours), None
 
 
 def address(cosines: Tensor, alive: Tensor, sharpness: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -91,10 +113,10 @@ def address(cosines: Tensor, alive: Tensor, sharpness: Tensor, k: int) -> tuple[
     Args:
         cosines: `[B, H, c, N]`.
         alive: `[B, H, c, N]`, bool.
-        sharpness: `[H]`.
+        sharpness: `[H, c]`, or `[H, 1]`.
     """
-    best, slots = cosines.masked_fill(~alive, -torch.inf).topk(k, -1)
+    best, slots = cosines.detach().masked_fill(~alive, -torch.inf).topk(k, -1)
     there = best > -torch.inf
-    logits = sharpness[:, None, None] * torch.where(there, best, 0.0)  # an infinity would reach the gradients as NaN
-    weights = torch.softmax(torch.where(there, logits, -1e9), -1)
+    logits = sharpness[..., None] * torch.where(there, cosines.gather(-1, slots), 0.0)
+    weights = torch.softmax(torch.where(there, logits, -1e9), -1)  # infinities would reach the gradients as NaN
     return torch.where(there, weights, 0.0), slots

@@ -10,26 +10,37 @@ whose u solve one triangular system, as in gated DeltaNet (arXiv 2412.06464):
 
     (I + diag(g e) P) U = diag(g) V - diag(g e) (W . A) M_0,   P[t, j] = sum_i w_ti w_ji A_ti / A_ji   for j < t
 
-The w have few slots, so P takes a gather and not a `[C, C, N]`. Ratios of A are exp of a difference of sums of
-logarithms, never quotients.
+A falls within the chunk. As long as 1 / A is a number all along, A_ti / A_ji is a product of two factors, and P one
+matrix product; so are the cosines, what is read, and what is left at the end. Where it does not (a slot that is emptied
+over and over), ratios are exp of a difference of sums of logarithms, gathered for the few slots of each w (`_overlap`).
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
 from dataclasses import replace
 from operator import itemgetter
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad as padded
 
-from memory_titan.memory.slots.addressing import address, allocate, familiar, in_chunk_cosines
+from memory_titan.memory.slots.addressing import address, allocate, as_found, divides, familiar, in_chunk_cosines
 from memory_titan.memory.slots.rule import TOUCH, SlotGates, SlotReport, SlotRule, SlotState, length
 
 
 def chunk_slots(
-    q: Tensor, k: Tensor, v: Tensor, gates: SlotGates, state: SlotState, rule: SlotRule, *, valid: Tensor | None = None
-) -> tuple[Tensor, SlotReport, SlotState]:
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gates: SlotGates,
+    state: SlotState,
+    rule: SlotRule,
+    *,
+    valid: Tensor | None = None,
+    report: bool = True,
+) -> tuple[Tensor, SlotReport | None, SlotState]:
     """As `naive_slots`, except that with `valid` each row's valid tokens must stand before all others.
 
     Args:
@@ -39,34 +50,41 @@ def chunk_slots(
         state: before the first token.
         rule: the policies.
         valid: `[B, T]`, bool, True first; None: all count.
+        report: whether it is wanted.
 
     Returns:
-        `(y, report, state)`, y `[B, H, T, d]`.
+        `(y, report, state)`, y `[B, H, T, d]`; the report is None where it is not wanted.
     """
     C, T = rule.config.chunk_size, q.shape[2]
     if T == 0:
-        return v, _nothing(v, rule), state
+        return v, _nothing(v, rule) if report else None, state
     places = state.tokens % C
     first = int(places[0]) if len(places) else 0
-    if valid is None and bool((places == first).all()):
-        parts = []
-        for begin in range(0, T, C) if first == 0 else [0, *range(C - first, T, C)]:
-            end = min(T, C - first if begin < C - first else begin + C)
-            place = (first + begin) % C
-            part = slice(begin, end)
-            piece = gates.map(itemgetter((..., part)))
-            y, told, state = _stretch(
-                q[:, :, begin:end], k[:, :, begin:end], v[:, :, begin:end], piece, state, rule, place, None
-            )
-            if place + end - begin == C:
-                state = _close(state, rule)
-            parts.append((y, told))
-        return (
-            torch.cat([y for y, _ in parts], 2),
-            SlotReport(*(torch.cat(x, 2) for x in zip(*(told for _, told in parts), strict=True))),
-            state,
-        )
-    return _on_a_grid(q, k, v, gates, state, rule, valid, places)
+    if valid is not None or not bool((places == first).all()):
+        return _on_a_grid(q, k, v, gates, state, rule, valid, places, report)
+    sizes = [min(T, C - first)]
+    sizes += [min(C, T - begin) for begin in range(sizes[0], T, C)]
+    parts = []
+    for q_part, k_part, v_part, piece in _cut((q, k, v), gates, sizes):
+        y, told, state = _stretch(q_part, k_part, v_part, piece, state, rule, first, None, report)
+        first += q_part.shape[2]
+        if first == C:
+            first, state = 0, _close(state, rule)
+        parts.append((y, told))
+    return *_joined(parts), state
+
+
+def _cut(tensors: tuple[Tensor, ...], gates: SlotGates, sizes: list[int]) -> Iterator[tuple[Any, ...]]:
+    """Pieces of so many tokens. Split, not sliced: what goes back through a slice is as long as the whole."""
+    split = gates.map(lambda gate: gate.split(sizes, 2))
+    for at, parts in enumerate(zip(*(x.split(sizes, 2) for x in tensors), strict=True)):
+        yield *parts, split.map(itemgetter(at))
+
+
+def _joined(parts: list[tuple[Tensor, SlotReport | None]]) -> tuple[Tensor, SlotReport | None]:
+    y = torch.cat([y for y, _ in parts], 2)
+    told = [told for _, told in parts if told is not None]
+    return y, SlotReport(*(torch.cat(x, 2) for x in zip(*told, strict=True))) if told else None
 
 
 def _on_a_grid(
@@ -78,7 +96,8 @@ def _on_a_grid(
     rule: SlotRule,
     valid: Tensor | None,
     places: Tensor,
-) -> tuple[Tensor, SlotReport, SlotState]:
+    report: bool,
+) -> tuple[Tensor, SlotReport | None, SlotState]:
     """Rows stand at different places in their chunks: lay each at its own, so that chunks begin together."""
     C, T = rule.config.chunk_size, q.shape[2]
     count = torch.full_like(places, T) if valid is None else valid.sum(1)
@@ -95,12 +114,11 @@ def _on_a_grid(
     q, k, v = lay(q), lay(k), lay(v)
     gates = gates.map(lay)
     parts = []
-    for begin in range(0, cells, C):
-        piece = slice(begin, begin + C)
-        opened = gates.map(itemgetter((..., piece)))
-        y, told, state = _stretch(
-            q[:, :, piece], k[:, :, piece], v[:, :, piece], opened, state, rule, 0, present[:, piece]
-        )
+    for begin, (q_part, k_part, v_part, piece) in zip(
+        range(0, cells, C), _cut((q, k, v), gates, [C] * (cells // C)), strict=True
+    ):
+        here = present[:, begin : begin + C]
+        y, told, state = _stretch(q_part, k_part, v_part, piece, state, rule, 0, here, report)
         closed, still = _close(state, rule).tensors(), state.tensors()
         full = ends >= begin + C
         state = SlotState(
@@ -115,9 +133,8 @@ def _on_a_grid(
         mask = (torch.arange(T, device=q.device) < count[:, None])[:, None]
         return torch.where(mask if y.dim() == 3 else mask[..., None], y, torch.zeros_like(y))
 
-    y = collect(torch.cat([y for y, _ in parts], 2))
-    told = SlotReport(*(collect(torch.cat(x, 2)) for x in zip(*(told for _, told in parts), strict=True)))
-    return y, told, state
+    y, told = _joined(parts)
+    return collect(y), None if told is None else SlotReport(*map(collect, told)), state
 
 
 def _nothing(v: Tensor, rule: SlotRule) -> SlotReport:
@@ -150,83 +167,119 @@ def _stretch(
     rule: SlotRule,
     place: int,
     present: Tensor | None,
-) -> tuple[Tensor, SlotReport, SlotState]:
+    report: bool,
+) -> tuple[Tensor, SlotReport | None, SlotState]:
     """Tokens of one chunk, from `place` in it; `present` `[B, c]`: which cells hold a token."""
     config, c = rule.config, q.shape[2]
     there = None if present is None else present[:, None].to(k.dtype)  # [B, 1, c]
     g = gates.write if there is None else gates.write * there
     own = k if there is None else k * there[..., None]
     pad = (0, 0, place, config.chunk_size - place - c)
-    open_keys = state.open_keys + torch.nn.functional.pad(own, pad)
-    open_gates = state.open_gates + torch.nn.functional.pad(g, pad[2:])
+    open_keys, open_gates = padded(own, pad), padded(g, pad[2:])
+    if place or present is not None:  # else the chunk begins here
+        open_keys, open_gates = state.open_keys + open_keys, state.open_gates + open_gates
+
+    # both are looked for: where to write k, as slots stand before it is written, and q, as they stand after
+    both = torch.cat([k, q], 2)  # [B, H, 2 c, d]
+    at_slots, at_chunk = both @ state.keys.mT, both @ k.mT
+    told_before = at_slots[:, :, :c] if state.start_keys is state.keys else k @ state.start_keys.mT
+    told_within = at_chunk[:, :, :c] if own is k and c == config.chunk_size else k @ open_keys.mT
 
     # which are known, which are new, and the slots that the new ones take
-    s = familiar(k, open_keys, open_gates, state, rule, place)
+    s = familiar(told_before, told_within * open_gates[..., None, :], rule, place)
     n = g * (1 - s)
-    counts = torch.cat([state.taken[..., None], n], -1).cumsum(-1)
+    counts = padded(n.cumsum(-1), (1, 0)) + state.taken[..., None]
     new_slots, new_weights = allocate(counts[..., :-1], state, rule)
     take = n[..., None] * new_weights  # [B, H, c, A]
     blank = state.usage.new_zeros(*take.shape[:3], config.slots)
     taking = blank.scatter_add(-1, new_slots, take)
-    left = _log(taking).cumsum(-2)  # what is left of a slot's old key since the stretch's start
-    before = torch.nn.functional.pad(left[..., :-1, :], (0, 0, 1, 0))
+    gone = _log(taking)
+    left = gone.cumsum(-2)  # what is left of a slot's old key since the stretch's start
 
     # addresses
-    cosines = in_chunk_cosines(k, k, before, left, state.keys, new_slots, take, diagonal=-1)
-    p, slots = address(cosines, (state.strength[..., None, :] > 0) | (before < 0), rule.sharpness[0], config.top_k)
-    cosines = in_chunk_cosines(q, k, left, left, state.keys, new_slots, take, diagonal=0)
-    alive = (state.strength[..., None, :] > 0) | (left < 0)
-    rho, found = address(cosines, alive, rule.sharpness[1], config.top_k)
+    cosines, since = in_chunk_cosines(at_slots, at_chunk, left, taking, new_slots, take)
+    alive = (state.strength[..., None, :] > 0) | as_found(left.detach(), 0.0).lt(0)
+    sharpness = rule.sharpness.mT[..., None].expand(-1, -1, c).flatten(1)
+    likely, nearest = address(cosines, alive, sharpness, config.top_k)
+    (p, rho), (slots, found) = likely.split(c, 2), nearest.split(c, 2)
     if there is not None:
         rho = rho * there[..., None]
     at = torch.cat([slots, new_slots], -1)  # [B, H, c, E]
     weights = torch.cat([s[..., None] * p, (1 - s)[..., None] * new_weights], -1)
-    W = blank.scatter_add(-1, at, weights)
+    W, Rho = blank.scatter_add(-1, at, weights), blank.scatter_add(-1, found, rho)
     gW = g[..., None] * W
 
     # what each token leaves of each slot's content
-    leaves = _log(taking)
+    leaves = gone
     if gates.decay is not None:
         decay = torch.sigmoid(gates.decay[..., None] + rule.slot_decay[:, None])
         if config.decay == "written":
             leaves = leaves + _log(decay * gW)
         else:
             leaves = leaves + (_log(decay) if there is None else _log(decay) * there[..., None])
-    read_leaves = leaves
+    A_read = A = leaves.cumsum(-2)  # A_read: as a token finds it where it is about to write
     if config.write == "erase":
-        leaves = leaves + _log(gW * gates.erase[..., None])
-    A = leaves.cumsum(-2)
-    A_read = A - leaves + read_leaves  # as a token finds it where it is about to write
+        erased = _log(gW * gates.erase[..., None])
+        A = A + erased.cumsum(-2)
+        A_read = A - erased
 
     # u: what each token writes
-    old = (W * A_read.exp()) @ state.content
-    P = _overlap(at, weights, A_read, W, A, diagonal=-1)
+    share = A.exp()
+    shares = torch.cat([W * (share if A_read is A else A_read.exp()), Rho * share], 2)
+    old, kept = (shares @ state.content).split(c, 2)
+    inverse = W * (-A).exp() if divides(A) else None  # the derivative of W / share would be infinite
+    if inverse is None:
+        P, R = (
+            _overlap(at, weights, A_read, W, A, diagonal=-1),
+            _overlap(found, rho, A, W, A, diagonal=0),
+        )
+    else:
+        P, R = (shares @ inverse.mT).split(c, 2)
+        P, R = P.tril(-1), R.tril()
     u = g[..., None] * v
     if config.write == "delta":
         amount = (g * gates.erase)[..., None]
-        system = amount * P
-        u = torch.linalg.solve_triangular(system, u - amount * old, upper=False, unitriangular=True)
-    r = old + P @ u
-    R = _overlap(found, rho, A, W, A, diagonal=0)
-    Rho = blank.scatter_add(-1, found, rho)
-    y = (Rho * A.exp()) @ state.content + R @ u
+        u = u - amount * old
+        if c > 1:
+            u = torch.linalg.solve_triangular(amount * P, u, upper=False, unitriangular=True)
+    y = kept + R @ u
 
     rest = A[..., -1:, :]
-    content = rest.exp().mT * state.content + (W * (rest - A).exp()).mT @ u
+    if inverse is None:
+        content = rest.exp().mT * state.content + (W * (rest - A).exp()).mT @ u
+    else:
+        content = rest.exp().mT * (state.content + inverse.mT @ u)
     rest = left[..., -1:, :]
-    keys = rest.exp().mT * state.keys + (taking * (rest - left).exp()).mT @ k
+    if since is None:
+        keys = rest.exp().mT * state.keys + (taking * (rest - left).exp()).mT @ k
+    else:
+        keys = rest.exp().mT * (state.keys + since.mT @ k)
     strength = 1 - (1 - state.strength) * rest[..., 0, :].exp()
 
-    number = torch.arange(c, device=q.device) if present is None else (present.cumsum(1) - 1)[:, None, :, None]
-    number = number[:, None] if present is None else number
-    now = state.tokens[:, None, None, None] + number  # [B, 1, c, 1]
-    used = 1 - (1 - gW.clamp(max=1)) * (1 - Rho * cosines.clamp(0, 1))
-    stays = _log(used) + (1 if there is None else there[..., None]) * math.log(config.usage_decay)
-    total = stays.cumsum(-2)
-    usage = total[..., -1, :].exp() * state.usage + (used * (total[..., -1:, :] - total).exp()).sum(-2)
-    last = torch.where(used > TOUCH, now, -1).amax(-2)
-    born = torch.where(taking > 0.5, now, -1).amax(-2)
-    keep = 1 - g * gates.erase
+    unused = (1 - gW.clamp(max=1)) * (1 - Rho * cosines[:, :, c:].clamp(0, 1))
+    fade = config.usage_decay if there is None else (config.usage_decay**there)[..., None]
+    stays = (unused * fade).flip(-2).cumprod(-2)
+    usage = stays[..., -1, :] * state.usage + (1 - unused[..., -1, :])
+    if c > 1:
+        usage = usage + ((1 - unused[..., :-1, :]).flip(-2) * stays[..., :-1, :]).sum(-2)
+    count = c if present is None else present.sum(1)
+    number = torch.arange(c, device=q.device)[:, None] if present is None else _number(present)
+    new = replace(
+        state,
+        keys=keys,
+        content=content,
+        strength=strength,
+        usage=usage,
+        last=_latest(unused.detach() < 1 - TOUCH, number, state.tokens, state.last),
+        born=_latest(taking.detach() > 0.5, number, state.tokens, state.born),
+        taken=counts[..., -1],
+        open_keys=open_keys,
+        open_gates=open_gates,
+        tokens=state.tokens + count,
+    )
+    if not report:
+        return y, None, new
+    r = old + P @ u
     told = SlotReport(
         (v - r).square().sum(-1),
         length(W) * length(v - r),
@@ -237,26 +290,20 @@ def _stretch(
         found,
         rho,
         g,
-        keep,
+        1 - g * gates.erase,
     )
-    count = c if present is None else present.sum(1)
-    return (
-        y,
-        told,
-        replace(
-            state,
-            keys=keys,
-            content=content,
-            strength=strength,
-            usage=usage,
-            last=torch.maximum(last, state.last),
-            born=torch.maximum(born, state.born),
-            taken=counts[..., -1],
-            open_keys=open_keys,
-            open_gates=open_gates,
-            tokens=state.tokens + count,
-        ),
-    )
+    return y, told, new
+
+
+def _number(present: Tensor) -> Tensor:
+    """`[B, 1, c, 1]`: which of the row's tokens each cell of `present` `[B, c]` holds."""
+    return (present.cumsum(1) - 1)[:, None, :, None]
+
+
+def _latest(when: Tensor, number: Tensor, tokens: Tensor, before: Tensor) -> Tensor:
+    """`[B, H, N]`, the number in the stream of the last token at which `when` `[B, H, c, N]` holds; else `before`."""
+    at = torch.where(when, number, -1).amax(-2)
+    return torch.where(at < 0, before, tokens[:, None, None] + at)
 
 
 def _log(part: Tensor) -> Tensor:

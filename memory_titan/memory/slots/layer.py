@@ -176,7 +176,7 @@ class MultiHeadMemoryBank(Traceable, PyTorchModelHubMixin):
             ValueError: wrong shapes; with `nonfinite="raise"`, NaN or infinity in x.
             FloatingPointError: with `nonfinite="raise"`, values so large that the state would not be finite.
         """
-        y, _, state = self._run(x, state, mask, qkv, gates)
+        y, _, state = self._run(x, state, mask, qkv, gates, report=self.traces is not None)
         return y, state
 
     def memorize(
@@ -194,6 +194,7 @@ class MultiHeadMemoryBank(Traceable, PyTorchModelHubMixin):
             `(state, surprise)`, surprise.loss, .gradient, .write `[B, T, heads]`; see `Surprise`.
         """
         _, told, state = self._run(x, state, mask, qkv, gates)
+        assert told is not None
         return state, Surprise(told.loss, told.gradient, told.write)
 
     def recall(self, q: Tensor, state: MemoryBankState) -> Tensor:
@@ -214,7 +215,7 @@ class MultiHeadMemoryBank(Traceable, PyTorchModelHubMixin):
         with torch.autocast(q.device.type, enabled=False):
             cosines = query @ state.keys.mT
             alive = (state.strength > 0)[:, :, None].expand_as(cosines)
-            rho, slots = address(cosines, alive, self._rule(dtype).sharpness[1], self.config.top_k)
+            rho, slots = address(cosines, alive, self._rule(dtype).sharpness[1][:, None], self.config.top_k)
             y = torch.zeros_like(cosines).scatter_add(-1, slots, rho) @ state.content
         return self._output(y, q)
 
@@ -229,8 +230,9 @@ class MultiHeadMemoryBank(Traceable, PyTorchModelHubMixin):
         mask: Tensor | None,
         qkv: Tensor | None,
         gates: SlotGates | None,
-    ) -> tuple[Tensor, SlotReport, MemoryBankState]:
-        """y, the report with tokens before heads, and the new state."""
+        report: bool = True,
+    ) -> tuple[Tensor, SlotReport | None, MemoryBankState]:
+        """y, the report with tokens before heads if it is wanted, and the new state."""
         config = self.config
         state = self.initial_state(x.shape[0]) if state is None else state
         self._check(x, state, config.input_width)
@@ -250,37 +252,43 @@ class MultiHeadMemoryBank(Traceable, PyTorchModelHubMixin):
             mask = mask.gather(1, order)
             x, qkv = _moved(x, there, order), None if qkv is None else _moved(qkv, there, order)
             gates = None if gates is None else gates.map(lambda g: _moved(g, there, order))
-        y, told, new = self._read_and_write(x, state, mask, qkv, gates)
+        y, told, new = self._read_and_write(x, state, mask, qkv, gates, report)
         held = [[s.keys, s.content, s.tail] for s in (new, state)]
         good = finite_rows(held[0], y, held[1], policy, level)
         if good is not None:  # read again without these rows: nothing of them may reach the gradients either
             rows = good[:, None].expand(x.shape[:2])
-            return self._run(given[0], state, rows if order is None else rows & there, given[1], given[2])
-        report = SlotReport(*(part.transpose(1, 2) for part in told))
+            return self._run(given[0], state, rows if order is None else rows & there, given[1], given[2], report)
+        told = None if told is None else SlotReport(*(part.transpose(1, 2) for part in told))
         if order is not None and mask is not None:
             back, valid = torch.argsort(order, dim=1), mask
             y = _moved(torch.where(valid[..., None], y, 0.0), None, back)
-            report = SlotReport(*(_moved(part, None, back) for part in report))
-        if self.traces is not None:
+            told = None if told is None else SlotReport(*(_moved(part, None, back) for part in told))
+        if self.traces is not None and told is not None:
             self.traces.append(
                 SlotTrace(
-                    step=report.gate,
-                    keep=report.keep,
-                    momentum=torch.zeros_like(report.gate),
-                    surprise=Surprise(report.loss, report.gradient, report.write),
-                    taken=report.taken,
-                    write_slots=report.write_slots,
-                    write_weights=report.write_weights,
-                    read_slots=report.read_slots,
-                    read_weights=report.read_weights,
+                    step=told.gate,
+                    keep=told.keep,
+                    momentum=torch.zeros_like(told.gate),
+                    surprise=Surprise(told.loss, told.gradient, told.write),
+                    taken=told.taken,
+                    write_slots=told.write_slots,
+                    write_weights=told.write_weights,
+                    read_slots=told.read_slots,
+                    read_weights=told.read_weights,
                     slots=config.slots,
                 )
             )
-        return y, report, new
+        return y, told, new
 
     def _read_and_write(
-        self, x: Tensor, state: MemoryBankState, mask: Tensor | None, qkv: Tensor | None, gates: SlotGates | None
-    ) -> tuple[Tensor, SlotReport, MemoryBankState]:
+        self,
+        x: Tensor,
+        state: MemoryBankState,
+        mask: Tensor | None,
+        qkv: Tensor | None,
+        gates: SlotGates | None,
+        report: bool,
+    ) -> tuple[Tensor, SlotReport | None, MemoryBankState]:
         """From x, valid tokens first, to y, the report and the new state."""
         dtype = state.tail.dtype
         projected = torch.cat([state.tail, (self.qkv(x) if qkv is None else qkv).to(dtype)], 1)
@@ -289,7 +297,7 @@ class MultiHeadMemoryBank(Traceable, PyTorchModelHubMixin):
         opened = gates.map(lambda gate: gate.to(dtype).transpose(1, 2))
         with torch.autocast(x.device.type, enabled=False):
             slots = SlotState(**{f.name: getattr(state, f.name) for f in dataclasses.fields(SlotState)})
-            y, told, slots = chunk_slots(q, k, v, opened, slots, self._rule(dtype), valid=mask)
+            y, told, slots = chunk_slots(q, k, v, opened, slots, self._rule(dtype), valid=mask, report=report)
         taps = state.tail.shape[1]
         if mask is None:
             tail = projected[:, projected.shape[1] - taps :]

@@ -30,8 +30,16 @@ from memory_titan.memory.slots.rule import TOUCH, SlotGates, SlotReport, SlotRul
 
 
 def naive_slots(
-    q: Tensor, k: Tensor, v: Tensor, gates: SlotGates, state: SlotState, rule: SlotRule, *, valid: Tensor | None = None
-) -> tuple[Tensor, SlotReport, SlotState]:
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gates: SlotGates,
+    state: SlotState,
+    rule: SlotRule,
+    *,
+    valid: Tensor | None = None,
+    report: bool = True,
+) -> tuple[Tensor, SlotReport | None, SlotState]:
     """Write and read every token in turn.
 
     Args:
@@ -41,9 +49,10 @@ def naive_slots(
         state: before the first token.
         rule: the policies.
         valid: `[B, T]`, bool: tokens at False do nothing, and read 0. None: all count.
+        report: whether it is wanted.
 
     Returns:
-        `(y, report, state)`, y `[B, H, T, d]`.
+        `(y, report, state)`, y `[B, H, T, d]`; the report is None where it is not wanted.
     """
     rows = []
     for b in range(q.shape[0]):
@@ -62,7 +71,7 @@ def naive_slots(
     assert blank is not None, "no token counts"
     y = torch.cat([torch.stack([outs.get(t, blank)[0] for t in range(q.shape[2])], 2) for outs, _ in rows])
     parts = [[outs.get(t, (None, blank[1]))[1] for t in range(q.shape[2])] for outs, _ in rows]
-    report = SlotReport(
+    every = SlotReport(
         *(
             torch.cat([torch.stack([told[i] for told in row], 2) for row in parts])
             for i in range(len(SlotReport._fields))
@@ -70,7 +79,7 @@ def naive_slots(
     )
     finals = [one for _, one in rows]
     tensors = {name: torch.cat([one.tensors()[name] for one in finals]) for name in state.tensors()}
-    return y, report, SlotState(**tensors)
+    return y, every if report else None, SlotState(**tensors)
 
 
 def _step(
