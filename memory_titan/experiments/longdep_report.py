@@ -61,11 +61,15 @@ def text(record: dict[str, Any]) -> str:
                 for name, runs in models.items()
             ],
         ),
-        "Loss on held-out sequences after the short training, by learning rate:\n\n"
+        "After the training that chose the rate: loss on held-out sequences as in training / mean accuracy over the "
+        f"distances {', '.join(map(str, settings['sweep_distances']))}; the accuracy chose:\n\n"
         + table(
             ["", *(f"{rate:g}" for rate in settings["rates"])],
             [
-                [name, *("not finite" if loss is None else f"{loss:.2f}" for _, loss in tried)]
+                [
+                    name,
+                    *(f"{'not finite' if loss is None else f'{loss:.2f}'} / {share:.2f}" for _, loss, share in tried),
+                ]
                 for name, tried in record["rates"].items()
             ],
         ),

@@ -27,6 +27,7 @@ TINY = longdep.Settings(
     steps=3,
     rates=[1e-3, 1e-2],
     sweep_steps=2,
+    sweep_distances=[4, 20],
     ablation_steps=2,
     longer=2,
     distances=[4, 20],
@@ -129,13 +130,18 @@ def test_a_run_and_its_report(tmp_path):
     assert [d for d, _ in record["models"]["lstm"][0]["accuracy"]] == [4, 20]
     assert set(record["ablations"]["top 16"][0]["tests"]) == {"4 tokens", "20 tokens", "3 pairs"}
     for name, tried in record["rates"].items():
-        best = min(tried, key=lambda each: each[1])[0]
-        assert {run["rate"] for run in record["models"][name]} == {best}
+        assert [rate for rate, _, _ in tried] == [1e-3, 1e-2]
+        assert {run["rate"] for run in record["models"][name]} == {longdep.best(tried)}
     assert lines
     text = longdep.report(record, tmp_path)
     assert "| slots |" in text and (tmp_path / "report.md").read_text("utf-8") == text
     pictures = {"longdep-distance.png", "longdep-training.png", "longdep-ablations.png"}
     assert {path.name for path in tmp_path.iterdir()} == {"record.json", "report.md", *pictures}
+
+
+def test_the_rate_is_chosen_by_what_is_recalled_far_away():
+    assert longdep.best([(1e-3, 0.3, 0.9), (3e-3, 0.1, 0.6), (1e-2, None, 0.0)]) == 1e-3
+    assert longdep.best([(1e-3, 0.3, 0.901), (3e-3, 0.1, 0.899), (1e-2, None, 0.9)]) == 3e-3
 
 
 def test_a_seed_is_a_run():
