@@ -66,10 +66,7 @@ def text(record: dict[str, Any]) -> str:
         + table(
             ["", *(f"{rate:g}" for rate in settings["rates"])],
             [
-                [
-                    name,
-                    *(f"{'not finite' if loss is None else f'{loss:.2f}'} / {share:.2f}" for _, loss, share in tried),
-                ]
+                [name, *(f"{_told(loss)} / {_told(share)}" for _, loss, share in tried)]
                 for name, tried in record["rates"].items()
             ],
         ),
@@ -213,6 +210,11 @@ def _save(figure: Any, path: Path) -> None:
 def _by_distance(runs: Sequence[Run]) -> list[list[float]]:
     """Accuracies, a list a distance."""
     return [[run["accuracy"][i][1] for run in runs] for i in range(len(runs[0]["accuracy"]))]
+
+
+def _told(figure: float | None) -> str:
+    """Two digits; `-` for one that is not finite, or was not measured."""
+    return "-" if figure is None else f"{figure:.2f}"
 
 
 def mean(values: Sequence[float]) -> float:
