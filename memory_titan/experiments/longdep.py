@@ -84,7 +84,7 @@ class Settings:
     rates: list[float] = field(default_factory=lambda: [1e-3, 3e-3, 1e-2])
     sweep_steps: int = 300
     sweep_distances: list[int] = field(default_factory=lambda: [16, 64, 256, 1024])
-    ablation_steps: int = 150
+    ablation_steps: int = 100
     longer: int = 3  # times the steps that all but the first of the models get once more, one seed; 0: none of it
     distances: list[int] = field(default_factory=lambda: [8, 16, 32, 64, 128, 256, 1024, 4096])
     many_pairs: int = 16  # of a harder test of the ablations, at `many_distance`
