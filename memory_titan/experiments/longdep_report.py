@@ -170,7 +170,7 @@ def draw(record: dict[str, Any], folder: Path) -> None:
     axis.set(xlabel="tokens between pair and question", ylabel="questions answered right", ylim=(-0.02, 1.04))
     axis.set_xticks(settings["distances"], [f"{d:,}" for d in settings["distances"]])
     axis.set_title("grey: the window; dotted: the longest sequence in training", fontsize=9)
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(0.02, 0.76))
     _save(figure, folder / "longdep-distance.png")
 
     figure, axis = plt.subplots(figsize=(7.5, 4), layout="constrained")
