@@ -102,7 +102,7 @@ def make_stream(
     held, rest = (everything.take(torch.arange(*ends)) for ends in ((0, test), (test, test + train)))
     if name == "permuted":
         orders = [torch.randperm(64, generator=draw) for _ in range(tasks)]
-        train, kept = (tuple(Examples(part.items[:, order], part.labels) for order in orders) for part in (rest, held))
+        learnt, kept = (tuple(Examples(part.items[:, order], part.labels) for order in orders) for part in (rest, held))
         return Stream(learnt, kept, 10)
     if tasks < 1 or 10 % tasks:
         raise ValueError(f"tasks must divide the ten classes of split; got {tasks}")
