@@ -39,7 +39,8 @@ class Settings:
 
     Attributes:
         streams: of `STREAMS`.
-        passes: by the protocol's name, how often a task is read: a number a stream, in the order of `STREAMS`.
+        passes: by the protocol's name, how often a task is read: a number a stream, in the order of `STREAMS`; 0: the
+            stream is not run so. Lessons, neighbours and numbers of slots are of the first protocol.
         models: of `MODELS`.
         seeds: of streams and models.
         tuning_seed: of none of these: the rate is chosen with it, by ACC after the first three tasks, for each stream,
@@ -57,7 +58,7 @@ class Settings:
     """
 
     streams: tuple[str, ...] = STREAMS
-    passes: dict[str, tuple[int, ...]] = field(default_factory=lambda: {"online": (1, 1, 1), "passes": (3, 3, 16)})
+    passes: dict[str, tuple[int, ...]] = field(default_factory=lambda: {"online": (1, 1, 1), "passes": (0, 0, 16)})
     models: tuple[str, ...] = MODELS
     seeds: tuple[int, ...] = (0, 1, 2)
     tuning_seed: int = 100
@@ -245,6 +246,8 @@ def run(settings: Settings, progress: Progress = lambda said: None) -> dict[str,
         capacity, few = _capacity(_stream(name, settings.tuning_seed, settings), size), size.slots
         for number, (protocol, passes) in enumerate(settings.passes.items()):
             count = passes[index]
+            if not count:
+                continue
             for model in settings.models:
                 if model.endswith("+lesson") and number:
                     continue
@@ -316,8 +319,8 @@ def _check(settings: Settings) -> None:
         if unknown := sorted(set(given) - set(known)):
             raise ValueError(f"{what} must be of {', '.join(known)}; got {', '.join(unknown)}")
     for protocol, passes in settings.passes.items():
-        if len(passes) != len(STREAMS) or min(passes) < 1:
-            raise ValueError(f"passes of {protocol!r} must be {len(STREAMS)} numbers from 1; got {list(passes)}")
+        if len(passes) != len(STREAMS) or min(passes) < 0:
+            raise ValueError(f"passes of {protocol!r} must be {len(STREAMS)} numbers from 0; got {list(passes)}")
     if len(settings.familiarity) != len(STREAMS):
         raise ValueError(f"familiarity must be {len(STREAMS)} numbers; got {list(settings.familiarity)}")
     known_fields = {each.name for each in dataclasses.fields(Size)}

@@ -46,6 +46,8 @@ def markdown(record: Record) -> str:
     for stream in record["settings"]["streams"]:
         for protocol in passes:
             count = passes[protocol][places.index(stream)]
+            if not count:
+                continue
             lines += [
                 f"## {stream}, {protocol} ({count} {'pass' if count == 1 else 'passes'} a task)",
                 "",
@@ -64,7 +66,7 @@ def markdown(record: Record) -> str:
     lines.append("|---|---|---|---|---|---|")
     for stream in record["settings"]["streams"]:
         told = [*_lines(record, stream, f"{first}, slots"), *_lines(record, stream, first)]
-        told = [line for line in told if line["model"] in ("memnet", "memnet+lesson")]
+        told = [line for line in told if line["model"] == "memnet"]
         for line in sorted(told, key=lambda line: (line["model"], line["slots"])):
             rows = _rows(record, stream, line["protocol"], line["model"], line["slots"])
             born = [statistics.fmean(part) for part in zip(*(row["born"] for row in rows), strict=True)]
@@ -104,6 +106,9 @@ def _bars(record: Record, path: Path) -> None:
     for row, stream in zip(axes, streams, strict=True):
         for axis, protocol in zip(row, protocols, strict=True):
             told = _lines(record, stream, protocol)
+            if not told:
+                axis.axis("off")
+                continue
             for shift, name in enumerate(("ACC", "F")):
                 places = [index + 0.4 * shift - 0.2 for index in range(len(told))]
                 means, spreads = ([line[name][part] for line in told] for part in (0, 1))
@@ -149,7 +154,7 @@ def _matrices(record: Record, stream: str, path: Path) -> None:
     """R, mean over seeds: a row for each task just learned, a column for each task tested."""
     from matplotlib import pyplot as plt
 
-    protocols = list(record["settings"]["passes"])
+    protocols = [protocol for protocol in record["settings"]["passes"] if _lines(record, stream, protocol)]
     models = [line["model"] for line in _lines(record, stream, protocols[0]) if not line["model"].startswith("neigh")]
     figure, axes = plt.subplots(
         len(protocols), len(models), figsize=(1.7 * len(models), 2 * len(protocols)), squeeze=False
@@ -180,7 +185,7 @@ def _slots(record: Record, path: Path) -> None:
     streams, first = record["settings"]["streams"], next(iter(record["settings"]["passes"]))
     figure, axes = plt.subplots(1, len(streams), figsize=(4 * len(streams), 3), squeeze=False, sharey=True)
     for axis, stream in zip(axes[0], streams, strict=True):
-        for model, style in (("memnet", "-"), ("memnet+lesson", "--")):
+        for model, style in (("memnet", "-"),):
             told = [*_lines(record, stream, f"{first}, slots"), *_lines(record, stream, first)]
             told = sorted((line for line in told if line["model"] == model), key=lambda line: line["slots"])
             for name, colour in (("ACC", "tab:blue"), ("F", "tab:red")):
