@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import memory_titan
+from memory_titan import __version__
 from memory_titan.experiments.continual_models import KINDS, Reader, Replay, Size, build, lesson, nearest
 from memory_titan.experiments.continual_streams import STREAMS, Examples, Stream, make_stream
 from memory_titan.experiments.training import fit
@@ -58,7 +58,7 @@ class Settings:
     """
 
     streams: tuple[str, ...] = STREAMS
-    passes: dict[str, tuple[int, ...]] = field(default_factory=lambda: {"online": (1, 1, 1), "passes": (0, 0, 16)})
+    passes: dict[str, tuple[int, ...]] = field(default_factory=lambda: {"online": (1, 1, 1), "passes": (0, 3, 16)})
     models: tuple[str, ...] = MODELS
     seeds: tuple[int, ...] = (0, 1, 2)
     tuning_seed: int = 100
@@ -283,7 +283,7 @@ def run(settings: Settings, progress: Progress = lambda said: None) -> dict[str,
         "experiment": "continual",
         "settings": dataclasses.asdict(settings),
         "versions": {
-            "memory_titan": memory_titan.__version__,
+            "memory_titan": __version__,
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
