@@ -20,6 +20,7 @@ or until it expires, or until it is overwritten: `Facts.needed` says so.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -164,9 +165,8 @@ class ForgettingTask:
         )
         return x, y, facts
 
-    def _times(self, rand: Tensor | object) -> tuple[Tensor, Tensor]:
+    def _times(self, rand: Callable[..., Tensor]) -> tuple[Tensor, Tensor]:
         """When facts are written, `[rows, F]`, and asked for, `[rows, n]`, from 0 to 1."""
-        assert callable(rand)
         E, O = self.expiring, self.overwritten
         life = self.lifetime / self.length
         start, fraction, in_time = rand(E), rand(E), rand(E) < 0.5
