@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
 
-import torch
 from torch import Tensor
 
 from memory_titan.memory.slots.trace import SlotTrace
