@@ -35,6 +35,7 @@ from memory_titan.models import (
     parameter_count,
     width_of_size,
 )
+from memory_titan.models.memnet import MemNetLayer
 from memory_titan.tasks.forgetting import GONE, KINDS, Facts, ForgettingTask
 
 __all__ = ["ABLATIONS", "Settings", "answers", "build", "report", "run", "summary", "train", "watch"]
@@ -196,7 +197,8 @@ def answers(model: nn.Module, x: Tensor, y: Tensor, facts: Facts) -> Record:
 def watch(model: nn.Module, x: Tensor, facts: Facts, settings: Settings) -> Record:
     """What the slots did: lives, survival, writes, reads, what was dropped beside other policies, decay."""
     decays: list[SlotGates] = []
-    layer = next(each for each in model.modules() if hasattr(each, "controller"))
+    layer = next(each for each in model.modules() if isinstance(each, MemNetLayer))
+    assert layer.controller.gating is not None
     handle = layer.controller.gating.register_forward_hook(lambda _, __, gates: decays.append(gates))
     try:
         with trace(model) as traces:

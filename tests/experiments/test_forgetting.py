@@ -36,7 +36,7 @@ def stream():
 
 
 def perfect(facts, slots):
-    """The trace of a bank that writes every value whole, knows overwritten keys, and drops what is the longest unwritten."""
+    """Of a bank that writes every value whole, knows overwritten keys, and drops what is longest unwritten."""
     rows, length = facts.roles.shape
     kinds = torch.zeros(rows, length, 1, 2, dtype=torch.long)
     weights, taken = torch.zeros(rows, length, 1, 2), torch.zeros(rows, length, 1)
@@ -59,7 +59,7 @@ def perfect(facts, slots):
 
 
 def test_survival_is_kaplan_meiers():
-    # Ages 2, 4, 4 ended, 3 and 6 cut off by the end of a row of 10 tokens: 4/5, then at 4 three are left, 2 of them end.
+    # Ages 2, 4, 4 ended; 3 and 6 are cut off by the end of a row of 10 tokens. At 4 three are left; two of them end.
     lives = [
         Life(0, 2, "a", -1),
         Life(1, 5, "a", -1),
