@@ -21,6 +21,7 @@ import memory_titan
 from memory_titan.experiments import slot_lives
 from memory_titan.experiments.forgetting_report import report
 from memory_titan.experiments.training import fit
+from memory_titan.memory.slots.gating import STARTS
 from memory_titan.memory.slots.layer import MultiHeadMemoryBank
 from memory_titan.memory.slots.rule import SlotGates
 from memory_titan.memory.slots.trace import SlotTrace
@@ -43,11 +44,14 @@ Record = dict[str, Any]
 MODELS = ("memnet", "transformer", "lstm", "neural")
 EASY = ({"length": 56, "expiring": 2, "overwritten": 1, "staying": 2},
         {"length": 80, "expiring": 3, "overwritten": 2, "staying": 3})  # fmt: skip
-# What is taken out or exchanged: options of the model, those of its bank under "bank"
+# What is taken out or exchanged: options of the model, those of its bank under "bank"; "own_starts": the gates begin
+# where `SlotGating` puts them (little decay, all of the old erased) and not at the zeros of a fresh model's biases
 ABLATIONS: dict[str, Record] = {
     "erase off": {"bank": {"erase": False}},
     "decay none": {"bank": {"decay": "none"}},
     "decay all": {"bank": {"decay": "all"}},
+    "gates' own starts": {"own_starts": True},
+    "decay all, own starts": {"own_starts": True, "bank": {"decay": "all"}},
     "allocation dnc": {"bank": {"allocation": "dnc"}},
     "allocation gumbel": {"bank": {"allocation": "gumbel"}},
     "staleness usage": {"bank": {"staleness": "usage"}},
@@ -82,7 +86,7 @@ class Settings:
         default_factory=lambda: [3e-3, 6e-3]
     )  # each model takes the better, on a seed of its own
     ablations: list[str] = field(default_factory=lambda: list(ABLATIONS))
-    ablation_seeds: int = 3  # of the ablations, at most as many as seeds are run
+    ablation_seeds: int = 1  # of the ablations, at most as many as seeds are run
     test_rows: int = 512
     watched_rows: int = 128  # of these, those whose slots are followed
 
@@ -127,7 +131,15 @@ def build(name: str, settings: Settings, options: Record | None = None) -> nn.Mo
     slots = {"heads": settings.heads, "slots": settings.slots, "chunk_size": settings.chunk_size}
     bank = {**slots, "top_k": settings.top_k, **options.pop("bank", {})}
     if name == "memnet":
-        return MemNet(MemNetConfig(window=settings.window, hidden_size=settings.hidden, bank=bank, **shared, **options))
+        own_starts = options.pop("own_starts", False)
+        whole = MemNetConfig(window=settings.window, hidden_size=settings.hidden, bank=bank, **shared, **options)
+        model = MemNet(whole)
+        for layer in model.layers if own_starts else ():
+            if isinstance(layer, MemNetLayer) and (gating := layer.controller.gating) is not None:
+                starts = torch.tensor([STARTS[column] for column in gating.columns])
+                with torch.no_grad():
+                    gating.linear.bias.copy_(starts.repeat_interleave(settings.heads))
+        return model
 
     def sized(width: int) -> nn.Module:
         if name == "transformer":
@@ -351,7 +363,7 @@ class Finished:
 
 
 def summary(runs: list[Record]) -> dict[str, dict[str, list[float] | None]]:
-    """By label: each figure's mean and standard deviation over seeds; None where a seed has none.
+    """By label: each figure's mean, standard deviation and number of seeds; None where a seed has none.
 
     Dots join the names of what is nested: "accuracy.by_kind.staying".
     """
@@ -369,7 +381,7 @@ def summary(runs: list[Record]) -> dict[str, dict[str, list[float] | None]]:
 def _spread(values: list[float]) -> list[float]:
     mean = sum(values) / len(values)
     square = sum((value - mean) ** 2 for value in values) / max(1, len(values) - 1)
-    return [round(mean, 4), round(math.sqrt(square), 4)]
+    return [round(mean, 4), round(math.sqrt(square), 4), len(values)]
 
 
 def _flat(tree: Record, before: str = "") -> dict[str, float | None]:

@@ -40,10 +40,10 @@ def markdown(record: Record) -> str:
     """All tables."""
     pictures = "\n\n".join(f"![{name}](forgetting-{name}.png)" for name in PICTURES)
     task = ", ".join(f"{name} {value}" for name, value in record["task"].items())
-    seeds = record["settings"]["seeds"]
+    seeds, few = record["settings"]["seeds"], record["settings"]["ablation_seeds"]
     parts = [
         "# Learned forgetting",
-        f"Mean and standard deviation over {seeds} seed(s). Task: {task}.",
+        f"Mean and standard deviation over {seeds} seed(s), ablations {few}. Task: {task}.",
         "## Right answers by kind",
         accuracy_table(record),
         "## By kind and distance (MemNet)",
@@ -60,9 +60,11 @@ def markdown(record: Record) -> str:
 
 
 def cell(record: Record, label: str, name: str, digits: int = 2) -> str:
-    """A figure of the summary, "0.53 ± 0.02"; "-" where a seed has none."""
+    """A figure of the summary, "0.53 ± 0.02", of one seed "0.53"; "-" where a seed has none."""
     found = record["summary"][label].get(name)
-    return "-" if found is None else f"{found[0]:.{digits}f} ± {found[1]:.{digits}f}"
+    if found is None:
+        return "-"
+    return f"{found[0]:.{digits}f}" + (f" ± {found[1]:.{digits}f}" if found[2] > 1 else "")
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:

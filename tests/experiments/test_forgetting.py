@@ -9,6 +9,7 @@ from memory_titan.experiments import slot_lives
 from memory_titan.experiments.forgetting import ABLATIONS, MODELS, Settings, build, run
 from memory_titan.experiments.forgetting_report import ablation_table, report
 from memory_titan.experiments.slot_lives import Life, follow, half_life, only_facts, replay, survival
+from memory_titan.memory.slots.gating import STARTS
 from memory_titan.memory.slots.trace import SlotTrace
 from memory_titan.memory.surprise import Surprise
 from memory_titan.models import parameter_count
@@ -16,7 +17,7 @@ from memory_titan.tasks.forgetting import ForgettingTask
 
 TINY = {
     "seeds": 2, "hidden": 16, "steps": 2, "baseline_steps": 2, "rows": 2, "rates": [3e-3], "test_rows": 6,
-    "watched_rows": 4, "ablations": ["decay none", "slots 4", "allocation dnc"],
+    "watched_rows": 4, "ablations": ["decay none", "slots 4", "allocation dnc"], "ablation_seeds": 2,
     "task": {"length": 56, "expiring": 2, "overwritten": 1, "staying": 2},
 }  # fmt: skip
 
@@ -160,4 +161,7 @@ def test_every_ablation_can_be_built():
     for name, options in ABLATIONS.items():
         model = build("memnet", small, options)
         expected = options.get("bank", {})
+        if "own_starts" in options:
+            gating = model.layers[0].controller.gating
+            assert gating.linear.bias.tolist() == [STARTS[c] for c in gating.columns for _ in range(2)]
         assert {key: getattr(model.memories[0].config, key) for key in expected} == expected, name
