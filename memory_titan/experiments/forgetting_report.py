@@ -12,6 +12,7 @@ Record = dict[str, Any]
 COLOURS = ("#3f67a3", "#b4530a", "#14692f", "#7b4a9e", "#87827a")
 KINDS_ASKED = ("too late", "in time", "overwritten", "staying")
 MODELS = ("memnet", "transformer", "lstm", "neural")
+FEW = 30  # lives below which a curve says nothing
 PICTURES = ("survival", "accuracy", "lifetimes")
 
 
@@ -183,9 +184,9 @@ def figures(record: Record, folder: Path) -> list[Path]:
 
 
 def _curves(record: Record, label: str, when: str, kind: str) -> list[list[float]]:
-    """S(delta) of each seed that has lives of that kind."""
+    """S(delta) of each seed that has enough lives of that kind."""
     runs = [run for run in record["runs"] if run["label"] == label and run[when]]
-    return [run[when]["survival"][kind]["s"] for run in runs if run[when]["survival"][kind]["s"]]
+    return [run[when]["survival"][kind]["s"] for run in runs if run[when]["survival"][kind]["lives"] >= FEW]
 
 
 def _survival(figure: Any, record: Record) -> None:
@@ -233,7 +234,9 @@ def _lifetimes(figure: Any, record: Record) -> None:
         for place, label in enumerate(labels):
             runs = [run for run in record["runs"] if run["label"] == label]
             lives = [run["slots"]["survival"][kind] for run in runs]
-            values = [length if each["half_life"] is None else each["half_life"] for each in lives if each["lives"]]
+            values = [
+                length if each["half_life"] is None else each["half_life"] for each in lives if each["lives"] >= FEW
+            ]
             axes.plot(
                 [place + 0.2 * (offset - 1)] * len(values), values, "o", ms=4, color=colour, alpha=0.8,
                 label=kind if place == 0 else None,
