@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import memory_titan
+from memory_titan import __version__
 from memory_titan.experiments import slot_lives
 from memory_titan.experiments.forgetting_report import report
 from memory_titan.experiments.training import fit
@@ -327,7 +327,7 @@ def run(settings: Settings, progress: Callable[[str], None], finished: Path | No
         "experiment": "forgetting",
         "settings": asdict(settings),
         "task": asdict(settings.stream),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, **_own_version()},
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "memory_titan": __version__},
         "rates": tried,
         "only_facts": {str(n): policies([slot_lives.only_facts(few)], few, n) for n in counts},
         "runs": runs,
@@ -406,7 +406,3 @@ def _rounded(tree: Any) -> Any:
 
 def _short(share: float | None) -> str:
     return "-" if share is None else f"{share:.2f}"
-
-
-def _own_version() -> dict[str, str]:
-    return {"memory_titan": memory_titan.__version__}

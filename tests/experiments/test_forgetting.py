@@ -1,6 +1,7 @@
 """The forgetting experiment: lives and evictions are counted rightly, and a tiny run gives a whole record."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from memory_titan.experiments import slot_lives
 from memory_titan.experiments.forgetting import ABLATIONS, MODELS, Settings, build, run
 from memory_titan.experiments.forgetting_report import ablation_table, report
 from memory_titan.experiments.slot_lives import Life, follow, half_life, only_facts, replay, survival
+from memory_titan.experiments.training import load_settings
 from memory_titan.memory.slots.gating import STARTS
 from memory_titan.memory.slots.trace import SlotTrace
 from memory_titan.memory.surprise import Surprise
@@ -113,6 +115,11 @@ def test_models_are_of_equal_size():
     settings = Settings()
     sizes = [parameter_count(build(name, settings)) for name in MODELS]
     assert max(sizes) < 1.3 * min(sizes)
+
+
+def test_the_settings_file_is_the_documented_run():
+    file = Path(__file__).parents[2] / "runs/experiments/forgetting.yaml"
+    assert load_settings(Settings, file) == Settings()
 
 
 def test_easier_rows_come_first():
