@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from test_slots_record import by_hand
 
 from memory_titan.viz import slots
 from memory_titan.viz.slots_record import SlotRecord
 from memory_titan.viz.survival import kaplan_meier
+from test_slots_record import by_hand
 
 RECORD = by_hand([0, 1, -1], reads=[[0, 0, 0], [0.5, 0.5, 0], [1, 0, 0]])
 
