@@ -6,19 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from memory_titan.viz.plotting import STYLES, pyplot, save
+
 Point = tuple[float, float, float, float]  # tokens, share, and the share's interval from and to
 Rows = Sequence[Sequence[float | None]]  # [depths, lengths], shares from 0 to 1; None: nothing was asked there
 
 _DARK = 0.45  # cells from here on are so light that what is written in them is dark
-# Colours of Okabe and Ito: told apart by the colour-blind, and by their marks in print.
-_STYLES = (
-    ("#0072b2", "o", "-"),
-    ("#555555", "s", "-"),
-    ("#e69f00", "^", "-"),
-    ("#d55e00", "v", ":"),
-    ("#009e73", "D", ":"),
-    ("#cc79a7", "x", ":"),
-)
 
 
 def draw_heat(
@@ -42,7 +35,7 @@ def draw_heat(
     for name, rows in maps.items():
         if len(rows) != len(depths) or any(len(row) != len(lengths) for row in rows):
             raise ValueError(f"{name}: a map needs {len(depths)} rows of {len(lengths)} numbers")
-    plt = _pyplot()
+    plt = pyplot()
     wide, high = max(2.6, 0.62 * len(lengths)), max(1.6, 0.45 * len(depths))
     size = max(wide * len(maps) + 1.6, 0.09 * len(title)), high + 1.5  # no narrower than the title
     figure, axes = plt.subplots(1, len(maps), figsize=size, sharey=True, squeeze=False, layout="constrained")
@@ -64,7 +57,7 @@ def draw_heat(
     axes[0][0].set_ylabel("depth of the evidence")
     figure.colorbar(picture, ax=list(axes[0]), label="share said right", fraction=0.05)
     figure.suptitle(title, fontsize=11)
-    return _save(plt, figure, path)
+    return save(plt, figure, path)
 
 
 def draw_distance(path: Path, curves: Mapping[str, Sequence[Point]], window: int | None, title: str) -> Path:
@@ -80,11 +73,11 @@ def draw_distance(path: Path, curves: Mapping[str, Sequence[Point]], window: int
         ImportError: matplotlib is missing (extra: plot).
         ValueError: there is no curve, or there are more than six.
     """
-    if not 0 < len(curves) <= len(_STYLES):
-        raise ValueError(f"there must be 1 to {len(_STYLES)} curves; got {len(curves)}")
-    plt = _pyplot()
+    if not 0 < len(curves) <= len(STYLES):
+        raise ValueError(f"there must be 1 to {len(STYLES)} curves; got {len(curves)}")
+    plt = pyplot()
     figure, axis = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
-    for number, ((name, points), (colour, mark, line)) in enumerate(zip(curves.items(), _STYLES, strict=False)):
+    for number, ((name, points), (colour, mark, line)) in enumerate(zip(curves.items(), STYLES, strict=False)):
         aside = 1.025 ** (number - (len(curves) - 1) / 2)  # so that intervals do not hide each other
         at = [point[0] * aside for point in points]
         middle = [point[1] for point in points]
@@ -109,21 +102,4 @@ def draw_distance(path: Path, curves: Mapping[str, Sequence[Point]], window: int
     axis.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=min(3, len(curves)), fontsize=9, frameon=False)
     figure.suptitle(title, fontsize=11)
-    return _save(plt, figure, path)
-
-
-def _pyplot() -> Any:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ImportError('pictures need matplotlib: pip install "memory-titan[plot]"') from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
-
-
-def _save(plt: Any, figure: Any, path: Path) -> Path:
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-    return path
+    return save(plt, figure, path)
