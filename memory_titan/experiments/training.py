@@ -82,7 +82,7 @@ def fit(
         told = {name: getattr(out, name, None) for name in ("utilization", "pressure", "sharpness")}
         for name, value in {"loss": loss, **told}.items():
             if value is not None:
-                sums[name] = sums.get(name, 0.0) + float(value)
+                sums[name] = sums.get(name, 0.0) + float(value.detach())
         if step % every == 0 or step == steps:
             for name, total in sums.items():
                 course.curves.setdefault(name, []).append((step, total / count))
