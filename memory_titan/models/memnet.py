@@ -194,6 +194,7 @@ class MemNetLayer(nn.Module):
         self.memory: Memory
         if config.memory == "slots":
             self.memory = MultiHeadMemoryBank(width, **options, gating=False)
+            self.memory.reports = any(config.loss_weights().values())
         elif config.memory == "sparse":
             self.memory = SparseDeltaBank(width, **options)
         else:

@@ -436,7 +436,7 @@ def test_evidence_within_the_window_and_past_it():
 def test_pictures_show_each_share_in_its_place(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     shown = []
-    monkeypatch.setattr(pictures, "_save", lambda plt, figure, path: shown.append(figure) or plt.close(figure))
+    monkeypatch.setattr(pictures, "save", lambda plt, figure, path: shown.append(figure) or plt.close(figure))
     maps = {"on": [[1.0, 0.5], [0.25, None]], "off": [[0.0, 0.0], [0.0, 0.125]]}
     pictures.draw_heat(tmp_path / "x.png", maps, [512, 1024], [0.0, 1.0], "title")
     for axis, rows in zip(shown[0].axes, maps.values(), strict=False):

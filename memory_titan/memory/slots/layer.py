@@ -80,6 +80,10 @@ class MultiHeadMemoryBank(Traceable, PyTorchModelHubMixin):
         **options: the other fields of `MemoryBankConfig`.
     """
 
+    # Whether every call makes its report, watched or not. A call that is run again in the backward pass, when nobody
+    # watches any more, must do what it did before.
+    reports = False
+
     def __init__(self, dim: int, **options: Any) -> None:
         super().__init__()
         self.config = config = MemoryBankConfig(dim=dim, **options)
@@ -176,7 +180,7 @@ class MultiHeadMemoryBank(Traceable, PyTorchModelHubMixin):
             ValueError: wrong shapes; with `nonfinite="raise"`, NaN or infinity in x.
             FloatingPointError: with `nonfinite="raise"`, values so large that the state would not be finite.
         """
-        y, _, state = self._run(x, state, mask, qkv, gates, report=self.traces is not None)
+        y, _, state = self._run(x, state, mask, qkv, gates, report=self.reports or self.traces is not None)
         return y, state
 
     def memorize(
