@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from memory_titan.experiments.markdown import table
 from memory_titan.tasks.forgetting import KINDS, ROLES
 
 Record = dict[str, Any]
@@ -66,12 +67,6 @@ def cell(record: Record, label: str, name: str, digits: int = 2) -> str:
     if found is None:
         return "-"
     return f"{found[0]:.{digits}f}" + (f" ± {found[1]:.{digits}f}" if found[2] > 1 else "")
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """In Markdown."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def accuracy_table(record: Record) -> str:

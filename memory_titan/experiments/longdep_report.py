@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-Run = dict[str, Any]
+from memory_titan.experiments.markdown import table
+from memory_titan.viz.plotting import STYLES
 
-# Colours of Okabe and Ito, and marks: told apart by the colour-blind, and in print.
-_STYLES = (
-    ("#0072b2", "o", "-"),
-    ("#56b4e9", "s", "--"),
-    ("#e69f00", "^", "-"),
-    ("#d55e00", "v", ":"),
-    ("#009e73", "D", ":"),
-    ("#cc79a7", "x", ":"),
-)
+Run = dict[str, Any]
 
 
 def report(record: dict[str, Any], folder: Path) -> str:
@@ -160,7 +153,7 @@ def draw(record: dict[str, Any], folder: Path) -> None:
 
     settings = record["settings"]
     figure, axis = plt.subplots(figsize=(7.5, 4.4), layout="constrained")
-    for (name, runs), (colour, mark, line) in zip(record["models"].items(), _STYLES, strict=False):
+    for (name, runs), (colour, mark, line) in zip(record["models"].items(), STYLES, strict=False):
         distances, shares = [d for d, _ in runs[0]["accuracy"]], _by_distance(runs)
         axis.plot(distances, [mean(each) for each in shares], line, color=colour, marker=mark, label=name, markersize=4)
         axis.fill_between(distances, [min(e) for e in shares], [max(e) for e in shares], color=colour, alpha=0.15)
@@ -174,7 +167,7 @@ def draw(record: dict[str, Any], folder: Path) -> None:
     _save(figure, folder / "longdep-distance.png")
 
     figure, axis = plt.subplots(figsize=(7.5, 4), layout="constrained")
-    for (name, runs), (colour, _, line) in zip(record["models"].items(), _STYLES, strict=False):
+    for (name, runs), (colour, _, line) in zip(record["models"].items(), STYLES, strict=False):
         curves = [run["curve"] for run in runs if run["curve"]]
         steps = [step for step, _ in min(curves, key=len)] if curves else []
         losses = [[curve[i][1] for curve in curves] for i in range(len(steps))]
@@ -192,7 +185,7 @@ def draw(record: dict[str, Any], folder: Path) -> None:
     for place, test in enumerate(tests):
         shares = [[run["tests"][test] for run in record["ablations"][name]] for name in names]
         at = [i + 0.8 * (place + 0.5) / len(tests) - 0.4 for i in range(len(names))]
-        axis.barh(at, [mean(each) for each in shares], 0.8 / len(tests), label=test, color=_STYLES[place][0])
+        axis.barh(at, [mean(each) for each in shares], 0.8 / len(tests), label=test, color=STYLES[place][0])
     axis.set_yticks(range(len(names)), names, fontsize=8)
     axis.invert_yaxis()
     axis.set(xlabel="questions answered right", xlim=(0, 1.02))
@@ -229,9 +222,3 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
     told = {f"{value:.{digits}f}" for value in values}
     middle = f"{mean(values):.{digits}f}"
     return middle if len(told) == 1 else f"{middle} ({min(values):.{digits}f} to {max(values):.{digits}f})"
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [list(head), ["---"] * len(head), *map(list, rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from memory_titan.memory.slots.layer import MultiHeadMemoryBank
-from memory_titan.memory.slots.losses import effective_slots, marginal, slot_entropy
+from memory_titan.memory.slots.losses import marginal
 from memory_titan.memory.slots.trace import SlotTrace
 from memory_titan.memory.trace import trace
+from memory_titan.memory.usage import dense, effective_slots, slot_entropy
 from memory_titan.tasks.distance import DistanceTask
 from memory_titan.tasks.recall import NO_LABEL
 
@@ -49,9 +50,7 @@ def watch_slots(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Any]:
     told = next(call for calls in traces.values() for call in calls if isinstance(call, SlotTrace))
     kind, asked = kinds(x, y, DistanceTask()), y != NO_LABEL
     written = told.write_weights.sum(-1)  # [B, T, H]
-    B, T, H, _ = told.write_slots.shape
-    amount = torch.zeros(B, T, H, told.slots).scatter_add(3, told.write_slots, told.write_weights)
-    writes = (amount > WRITTEN).sum(1)
+    writes = (dense(told.write_slots, told.write_weights, told.slots) > WRITTEN).sum(1)
     reads = told.read_weights[asked]  # [questions, H, K]
     by_kind = torch.stack([written[kind == i].sum(0) for i in range(len(KINDS))])  # [kinds, H]
     used_reads, used_writes = (

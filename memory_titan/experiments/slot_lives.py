@@ -13,7 +13,9 @@ from random import Random
 from torch import Tensor
 
 from memory_titan.memory.slots.trace import SlotTrace
+from memory_titan.memory.usage import dense
 from memory_titan.tasks.forgetting import KINDS, ROLES, Facts
+from memory_titan.viz.survival import Survival, kaplan_meier
 
 HALF = 0.5
 FADE = 0.99  # of use, a token, as in a bank
@@ -52,11 +54,6 @@ class Bank:
     events: list[tuple[int, int, int | None]] = field(default_factory=list)
     found: dict[int, bool] = field(default_factory=dict)
     overwritten_after: list[int] = field(default_factory=list)
-
-
-def dense(slots: Tensor, weights: Tensor, count: int) -> Tensor:
-    """`[..., E]` slots and weights to `[..., count]`."""
-    return weights.new_zeros(*weights.shape[:-1], count).scatter_add(-1, slots, weights)
 
 
 def follow(told: SlotTrace, facts: Facts) -> list[list[Bank]]:
@@ -115,25 +112,18 @@ def survival(lives: Sequence[Life], length: int, deltas: Sequence[int]) -> list[
         length: of the rows, at whose end the others are cut off.
         deltas: where S is wanted, rising.
     """
-    ages = [(length - life.born if life.died is None else life.died - life.born, life.died) for life in lives]
-    ends = [0] * (length + 1)
-    leave = [0] * (length + 1)
-    for age, died in ages:
-        leave[age] += 1
-        ends[age] += died is not None
-    at_risk, share, curve = len(ages), 1.0, [1.0]
-    for age in range(1, length + 1):
-        if at_risk:
-            share *= 1 - ends[age] / at_risk
-        at_risk -= leave[age]
-        curve.append(share)
-    return [curve[min(delta, length)] for delta in deltas]
+    return _curve(lives, length).at(deltas).tolist()
 
 
 def half_life(lives: Sequence[Life], length: int) -> int | None:
     """The first delta with S(delta) at most a half; None: it is not reached within the row, or there are no lives."""
-    curve = survival(lives, length, range(length + 1)) if lives else []
-    return next((delta for delta, share in enumerate(curve) if share <= HALF), None)
+    median = _curve(lives, length).median if lives else None
+    return None if median is None else int(median)
+
+
+def _curve(lives: Sequence[Life], length: int) -> Survival:
+    ages = [(length if life.died is None else life.died) - life.born for life in lives]
+    return kaplan_meier(ages, [life.died is not None for life in lives])
 
 
 @dataclass

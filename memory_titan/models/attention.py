@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from memory_titan.memory.finite import valid_tokens
+from memory_titan.memory.packing import Packing
 from memory_titan.memory.state import MemoryState
-from memory_titan.models.packing import Packing
 
 TURN = 2**64
 

@@ -61,3 +61,15 @@ class MemoryModelConfig(PretrainedConfig):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
         super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
+
+    def block_options(self) -> dict[str, Any]:
+        """Of a `TransformerBlock` of this model."""
+        return {
+            "dim": self.hidden_size,
+            "heads": self.num_attention_heads,
+            "inner": self.intermediate_size,
+            "window": self.window,
+            "rotary_base": self.rotary_base,
+            "feed_forward": self.feed_forward,
+            "eps": self.rms_norm_eps,
+        }

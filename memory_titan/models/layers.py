@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from memory_titan.memory.finite import valid_tokens
+from memory_titan.memory.packing import Packing
 from memory_titan.memory.state import MemoryState
 from memory_titan.models.attention import AttentionState, WindowAttention
-from memory_titan.models.packing import Packing
 
 CELLS: dict[str, type[nn.LSTM] | type[nn.GRU]] = {"lstm": nn.LSTM, "gru": nn.GRU}
 FEED_FORWARD = ("swiglu", "gelu")

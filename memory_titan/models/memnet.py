@@ -112,15 +112,7 @@ class TransformerController(TransformerBlock):
     """
 
     def __init__(self, config: MemNetConfig, bank: MultiHeadMemoryBank | None) -> None:
-        super().__init__(
-            config.hidden_size,
-            config.num_attention_heads,
-            config.intermediate_size,
-            config.window,
-            config.rotary_base,
-            config.feed_forward,
-            config.rms_norm_eps,
-        )
+        super().__init__(**config.block_options())
         self.interface_norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.interface = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
         self.gating = None if bank is None else SlotGating(bank.config)
@@ -260,15 +252,7 @@ class MemNet(MemoryLanguageModel):
         config = self.config
         if index in config.memory_layers:
             return MemNetLayer(config)
-        return TransformerBlock(
-            config.hidden_size,
-            config.num_attention_heads,
-            config.intermediate_size,
-            config.window,
-            config.rotary_base,
-            config.feed_forward,
-            config.rms_norm_eps,
-        )
+        return TransformerBlock(**config.block_options())
 
     def __init__(self, config: MemNetConfig) -> None:
         super().__init__(config)

@@ -27,13 +27,4 @@ class TransformerForCausalLM(MemoryLanguageModel):
 
     def make_layer(self, index: int) -> nn.Module:
         """One block."""
-        config = self.config
-        return TransformerBlock(
-            config.hidden_size,
-            config.num_attention_heads,
-            config.intermediate_size,
-            config.window,
-            config.rotary_base,
-            config.feed_forward,
-            config.rms_norm_eps,
-        )
+        return TransformerBlock(**self.config.block_options())

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from memory_titan.memory.slots.layer import MemoryBankState, MultiHeadMemoryBank
 from memory_titan.memory.slots.trace import SlotTrace
 from memory_titan.memory.trace import Trace, trace
+from memory_titan.memory.usage import dense
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
@@ -124,11 +125,11 @@ class SlotRecord:
             whole = torch.cat([part[row].detach().float().cpu() for part in parts])
             return np.ascontiguousarray(whole[there].numpy())
 
-        takes = joined([_dense(*_new(call), slots) for call in told])
+        takes = joined([dense(*_new(call), slots) for call in told])
         kept = [state.content[row].detach().float().cpu().numpy() for state in states]
         return cls(
-            writes=joined([_dense(call.write_slots, call.write_weights, slots) for call in told]),
-            reads=joined([_dense(call.read_slots, call.read_weights, slots) for call in told]),
+            writes=joined([dense(call.write_slots, call.write_weights, slots) for call in told]),
+            reads=joined([dense(call.read_slots, call.read_weights, slots) for call in told]),
             taken=joined([call.taken for call in told]),
             took=np.where(takes.max(-1) > 0.5, takes.argmax(-1), -1).astype(np.int64),
             gate=joined([call.step for call in told]),
@@ -267,11 +268,6 @@ def record_slots(
         for handle in handles:
             handle.remove()
     return {name: SlotRecord.of(traces[name], row, mask=mask, states=states[name]) for name in banks}
-
-
-def _dense(slots: Tensor, weights: Tensor, count: int) -> Tensor:
-    """`[B, T, H, count]`; what stands twice is added up."""
-    return weights.new_zeros(*weights.shape[:3], count).scatter_add(-1, slots, weights)
 
 
 def _new(call: SlotTrace) -> tuple[Tensor, Tensor]:

@@ -10,15 +10,14 @@ import torch
 import laws
 from memory_titan.memory.slots.layer import MultiHeadMemoryBank
 from memory_titan.memory.slots.losses import (
-    effective_slots,
     marginal,
     pressure_loss,
     sharpness_loss,
-    slot_entropy,
     utilization_loss,
 )
 from memory_titan.memory.slots.rule import SlotGates
 from memory_titan.memory.trace import trace, writing_price
+from memory_titan.memory.usage import effective_slots, slot_entropy
 
 D = 16
 ON, OFF = 1.0, 0.0

@@ -13,8 +13,9 @@ import laws
 from memory_titan import NeuralMemory
 from memory_titan.memory.sparse import utilisation
 from memory_titan.memory.sparse.layer import SparseDeltaBank
-from memory_titan.memory.sparse.utilisation import effective_slots, mean_choice, slot_usage, utilisation_loss
+from memory_titan.memory.sparse.utilisation import mean_choice, slot_usage, utilisation_loss
 from memory_titan.memory.trace import trace
+from memory_titan.memory.usage import effective_slots, slot_entropy
 
 SLOTS, PAIRS, WIDTH, VALUES = 256, 16, 24, 8
 
@@ -45,7 +46,7 @@ def test_the_mean_choice_and_its_bound(monkeypatch):
     marginals = mean_choice(logits, valid)
     laws.same(marginals[0], expected.unflatten(-1, (4, 4)).sum(-1))
     laws.same(marginals[1], expected.unflatten(-1, (4, 4)).sum(-2))
-    entropy = utilisation._entropy
+    entropy = slot_entropy
     assert (entropy(joint)[0] < entropy(marginals).sum(0)).all()
 
 

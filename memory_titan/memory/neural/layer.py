@@ -31,6 +31,7 @@ from memory_titan.memory.neural.presets import PRESETS
 from memory_titan.memory.neural.projections import Gating
 from memory_titan.memory.neural.rule import FastWeights, Gates, Rule
 from memory_titan.memory.neural.structure import Structure
+from memory_titan.memory.packing import Packing
 from memory_titan.memory.surprise import Surprise
 from memory_titan.memory.trace import Trace, Traceable
 
@@ -235,13 +236,11 @@ class NeuralMemory(Traceable, PyTorchModelHubMixin):
         policy, level = self.config.nonfinite, 4 + 2 * read  # frames up to who called the module
         mask = valid_tokens(x if qkv is None else torch.cat([x, qkv], -1), mask, policy, level)
         given = x, mask, qkv
-        slot = None
+        packing = None
         if mask is not None:
             # Move the valid tokens together, so that the convolution sees no padding between them.
-            order = torch.argsort((~mask).to(torch.int8), dim=1, stable=True)
-            slot = torch.argsort(order, dim=1)
-            x, qkv = _together(x, mask, order), None if qkv is None else _together(qkv, mask, order)
-            mask = mask.gather(1, order)
+            packing = Packing(mask)
+            x, qkv, mask = packing.pack(x), None if qkv is None else packing.pack(qkv), packing.valid
 
         out, told, gates, new = self._pieces(x, state, mask, qkv, read, report)
         held = [[*s.weights, *s.momentum, *s.deltas, s.tail] for s in (new, state)]
@@ -253,10 +252,7 @@ class NeuralMemory(Traceable, PyTorchModelHubMixin):
 
         def in_place(tokens: Tensor) -> Tensor:
             """Zero where the mask excludes, and everything back where it stood."""
-            if slot is None or mask is None:
-                return tokens
-            tokens = torch.where(mask[..., None], tokens, 0.0)
-            return tokens.gather(1, slot[..., None].expand_as(tokens))
+            return tokens if packing is None else packing.unpack(tokens)
 
         surprise = None if told is None else Surprise(*(in_place(part.transpose(1, 2)) for part in told))
         if self.traces is not None and surprise is not None:
@@ -410,11 +406,6 @@ class NeuralMemory(Traceable, PyTorchModelHubMixin):
                 stacklevel=2,
             )
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def _together(x: Tensor, mask: Tensor, order: Tensor) -> Tensor:
-    """x `[B, T, n]` in another order of its tokens, 0 where the mask `[B, T]` excludes them."""
-    return torch.where(mask[..., None], x, 0.0).gather(1, order[..., None].expand_as(x))
 
 
 def _shapes(state: NeuralMemoryState) -> dict[str, list[int]]:

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from memory_titan.memory.gates import opening
 from memory_titan.memory.neural.config import NeuralMemoryConfig
 from memory_titan.memory.neural.rule import LOG_FLOOR, Gates
 
@@ -52,7 +53,11 @@ class Gating(nn.Module):
                 part = part.unflatten(-1, (config.heads, count)).transpose(1, 2)  # [B, H, T, count]
                 raw[name] = part if name == "decay" and config.retention == "channel" else part[..., 0]
         flat = x.new_ones(x.shape[0], config.heads, x.shape[1], dtype=dtype)
-        step = self._opening(raw["step"], 0.1) * config.step_bound if "step" in raw else flat * config.step_bound
+        step = (
+            opening(raw["step"], config.gates == "hard") * config.step_bound
+            if "step" in raw
+            else flat * config.step_bound
+        )
         log_momentum = None
         if "momentum" in raw:
             # What is written moves the weights again at every later token, 1 / (1 - eta) times in all.
@@ -66,12 +71,6 @@ class Gating(nn.Module):
             torch.sigmoid(raw["context"]) if "context" in raw else None,
         )
 
-    def _opening(self, raw: Tensor, margin: float) -> Tensor:
-        """A gate between 0 and 1, which a hard one reaches."""
-        if self.config.gates == "sigmoid":
-            return torch.sigmoid(raw)
-        return ((1 + 2 * margin) * torch.sigmoid(raw) - margin).clamp(0, 1)
-
     def _log_keep(self, raw: dict[str, Tensor], flat: Tensor) -> Tensor:
         if self.config.retention == "fixed":  # RetNet: from 1/32 a token, halved from head to head
             heads = torch.arange(self.config.heads, device=flat.device, dtype=flat.dtype)
@@ -79,5 +78,5 @@ class Gating(nn.Module):
         if "decay" not in raw:
             return torch.zeros_like(flat)
         if self.config.gates == "hard":
-            return torch.log1p(-self._opening(raw["decay"], 0.05).clamp(max=0.999))
+            return torch.log1p(-opening(raw["decay"], True, 0.05).clamp(max=0.999))
         return F.logsigmoid(-raw["decay"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from memory_titan.memory.gates import opening
 from memory_titan.memory.slots.config import MemoryBankConfig
 from memory_titan.memory.slots.rule import SlotGates
 
@@ -44,11 +45,7 @@ class SlotGating(nn.Module):
         if self.columns:
             raw = dict(zip(self.columns, self.linear(x).to(dtype).chunk(len(self.columns), -1), strict=True))
         ones = x.new_ones(*x.shape[:2], self.config.heads, dtype=dtype)
-        write, erase = (self._opening(raw[name]) if name in raw else ones for name in ("write", "erase"))
+        write, erase = (
+            opening(raw[name], self.config.gates == "hard") if name in raw else ones for name in ("write", "erase")
+        )
         return SlotGates(write, erase, raw.get("decay"))
-
-    def _opening(self, raw: Tensor) -> Tensor:
-        """A gate between 0 and 1, which a hard one reaches."""
-        if self.config.gates == "sigmoid":
-            return torch.sigmoid(raw)
-        return (1.2 * torch.sigmoid(raw) - 0.1).clamp(0, 1)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from memory_titan.memory.convolution import causal_convolution, start_as_induction, unit
 from memory_titan.memory.finite import finite_rows, valid_tokens
+from memory_titan.memory.packing import Packing
 from memory_titan.memory.slots.addressing import address
 from memory_titan.memory.slots.chunk import chunk_slots
 from memory_titan.memory.slots.config import MemoryBankConfig
@@ -248,25 +249,21 @@ class MultiHeadMemoryBank(Traceable, PyTorchModelHubMixin):
             raise ValueError(f"qkv must be {list(wanted)}; got {list(qkv.shape)}")
         policy, level, given = config.nonfinite, 5, (x, qkv, gates)
         mask = valid_tokens(x if qkv is None else torch.cat([x, qkv], -1), mask, policy, level)
-        order = None
+        packing, there = None, mask
         if mask is not None:
             # Move the valid tokens together, so that the convolution sees no padding between them.
-            order = torch.argsort((~mask).to(torch.int8), dim=1, stable=True)
-            there = mask
-            mask = mask.gather(1, order)
-            x, qkv = _moved(x, there, order), None if qkv is None else _moved(qkv, there, order)
-            gates = None if gates is None else gates.map(lambda g: _moved(g, there, order))
+            packing = Packing(mask)
+            x, qkv, mask = packing.pack(x), None if qkv is None else packing.pack(qkv), packing.valid
+            gates = None if gates is None else gates.map(packing.pack)
         y, told, new = self._read_and_write(x, state, mask, qkv, gates, report)
         held = [[s.keys, s.content, s.tail] for s in (new, state)]
         good = finite_rows(held[0], y, held[1], policy, level)
         if good is not None:  # read again without these rows: nothing of them may reach the gradients either
             rows = good[:, None].expand(x.shape[:2])
-            return self._run(given[0], state, rows if order is None else rows & there, given[1], given[2], report)
+            return self._run(given[0], state, rows if there is None else rows & there, given[1], given[2], report)
         told = None if told is None else SlotReport(*(part.transpose(1, 2) for part in told))
-        if order is not None and mask is not None:
-            back, valid = torch.argsort(order, dim=1), mask
-            y = _moved(torch.where(valid[..., None], y, 0.0), None, back)
-            told = None if told is None else SlotReport(*(_moved(part, None, back) for part in told))
+        if packing is not None:
+            y, told = packing.unpack(y), None if told is None else SlotReport(*map(packing.unpack, told))
         if self.traces is not None and told is not None:
             self.traces.append(
                 SlotTrace(
@@ -357,11 +354,3 @@ class MultiHeadMemoryBank(Traceable, PyTorchModelHubMixin):
                     f"the state is that of another bank: {name} is {given.get(name, 'not there')} a row, and {shape} "
                     "by this bank's configuration"
                 )
-
-
-def _moved(x: Tensor, mask: Tensor | None, order: Tensor) -> Tensor:
-    """x `[B, T, ...]` in another order of its tokens, first 0 where the mask `[B, T]` excludes them."""
-    shape = (*order.shape, *[1] * (x.dim() - 2))
-    if mask is not None:
-        x = torch.where(mask.view(shape), x, torch.zeros_like(x))
-    return x.gather(1, order.view(shape).expand_as(x))

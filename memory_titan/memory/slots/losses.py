@@ -18,8 +18,7 @@ from torch import Tensor
 
 from memory_titan.memory.slots.trace import SlotTrace
 from memory_titan.memory.trace import Trace
-
-EPSILON = 1e-9
+from memory_titan.memory.usage import EPSILON, slot_entropy
 
 
 def marginal(slots: Tensor, weights: Tensor, count: int) -> Tensor:
@@ -33,16 +32,6 @@ def marginal(slots: Tensor, weights: Tensor, count: int) -> Tensor:
     flat = weights.movedim(2, 0).flatten(1)  # [H, B * T * K]
     total = flat.new_zeros(len(flat), count).scatter_add(1, slots.movedim(2, 0).flatten(1), flat)
     return total / total.sum(1, keepdim=True).clamp(min=EPSILON)
-
-
-def slot_entropy(usage: Tensor) -> Tensor:
-    """H = -sum_i p_i log(p_i + eps), in nats, of `[..., N]`: what the utilisation of slots is judged by."""
-    return -(usage * (usage + EPSILON).log()).sum(-1)
-
-
-def effective_slots(usage: Tensor) -> Tensor:
-    """exp(H) / N, of `[..., N]`: the share of the slots that are used as if all these were used alike."""
-    return slot_entropy(usage).exp() / usage.shape[-1]
 
 
 def utilization_loss(traces: dict[str, list[Trace]]) -> Tensor:

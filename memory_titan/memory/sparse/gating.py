@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from memory_titan.memory.gates import opening
 from memory_titan.memory.sparse.config import SparseDeltaBankConfig
 from memory_titan.memory.sparse.naive import SlotGates
 
@@ -30,8 +31,6 @@ class SlotGating(nn.Module):
         raw = self.linear(x).to(dtype).mT.unflatten(1, (len(self.columns), self.heads)).unbind(1)
         opened = {}
         for name, one in zip(self.columns, raw, strict=True):
-            margin = (0.05 if name == "decay" else 0.1) if self.hard else 0.0
-            gate = (1 + 2 * margin) * torch.sigmoid(one) - margin
-            gate = gate.clamp(0, 1) if self.hard else gate
+            gate = opening(one, self.hard, 0.05 if name == "decay" else 0.1)
             opened[name] = gate if valid is None else torch.where(valid[:, None], gate, 0.0)
         return SlotGates(opened["write"], opened.get("erase"), opened.get("decay"))

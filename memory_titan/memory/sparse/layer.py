@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from memory_titan.memory.convolution import causal_convolution, start_as_induction
 from memory_titan.memory.finite import finite_rows, valid_tokens
+from memory_titan.memory.packing import Packing
 from memory_titan.memory.sparse.chunk import chunk_bank, read_bank
 from memory_titan.memory.sparse.config import SparseDeltaBankConfig
 from memory_titan.memory.sparse.gating import SlotGating
@@ -213,13 +214,11 @@ class SparseDeltaBank(Traceable, PyTorchModelHubMixin):
             raise ValueError(f"qkv must be {list(wanted)}; got {list(qkv.shape)}")
         policy, level = self.config.nonfinite, 4 + 2 * read  # frames up to who called the module
         mask = valid_tokens(x if qkv is None else torch.cat([x, qkv], -1), mask, policy, level)
-        given, place = (x, mask, qkv), None
+        given, packing = (x, mask, qkv), None
         if mask is not None:
             # Move the valid tokens together, so that the convolution sees no padding between them.
-            order = torch.argsort((~mask).to(torch.int8), dim=1, stable=True)
-            place = torch.argsort(order, dim=1)
-            x, qkv = _together(x, mask, order), None if qkv is None else _together(qkv, mask, order)
-            mask = mask.gather(1, order)
+            packing = Packing(mask)
+            x, qkv, mask = packing.pack(x), None if qkv is None else packing.pack(qkv), packing.valid
 
         pieces = list(self._pieces(x, state, mask, qkv, inplace, read, report))
         new = pieces[-1].state
@@ -243,10 +242,7 @@ class SparseDeltaBank(Traceable, PyTorchModelHubMixin):
 
         def in_place(tokens: Tensor) -> Tensor:
             """`[B, T, ...]`, zero where the mask excludes, and everything back where it stood."""
-            if place is None or mask is None:
-                return tokens
-            wide = (..., *[None] * (tokens.dim() - 2))
-            return torch.where(mask[wide], tokens, 0).gather(1, place[wide].expand_as(tokens))
+            return tokens if packing is None else packing.unpack(tokens)
 
         surprise = None
         if report:
@@ -405,8 +401,3 @@ class SparseDeltaBank(Traceable, PyTorchModelHubMixin):
         if self.config.output_gate:
             y = y * torch.sigmoid(self.output_gate(x))
         return self.out(y) if self.config.projections else y
-
-
-def _together(x: Tensor, mask: Tensor, order: Tensor) -> Tensor:
-    """x `[B, T, n]` in another order of its tokens, 0 where the mask `[B, T]` excludes them."""
-    return torch.where(mask[..., None], x, 0.0).gather(1, order[..., None].expand_as(x))

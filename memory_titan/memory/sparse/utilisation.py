@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from memory_titan.memory.trace import Trace
+from memory_titan.memory.usage import slot_entropy
 
 JOINT_SLOTS = 4096  # up to so many, p_mean itself
 
@@ -79,14 +80,6 @@ def slot_usage(slots: Tensor, weights: Tensor, count: int) -> Tensor:
     return usage / usage.sum(-1, keepdim=True).clamp(min=torch.finfo(usage.dtype).tiny)
 
 
-def effective_slots(usage: Tensor) -> Tensor:
-    """exp(H(p_mean)) / N, the share of slots that are in use: `[..., N]` -> `[...]`, from 1 / N to 1.
-
-    T tokens of m slots each cannot use more than T m of them.
-    """
-    return _entropy(usage).exp() / usage.shape[-1]
-
-
 def utilisation_loss(traces: dict[str, list[Trace]]) -> Tensor:
     """1 - H(p_mean) / log N, or its bound: the mean over banks, their calls, heads, writing and reading; from 0 to 1.
 
@@ -102,12 +95,7 @@ def utilisation_loss(traces: dict[str, list[Trace]]) -> Tensor:
         for usage in (one.write_usage, one.read_usage):
             if usage is not None and one.step.numel():
                 most = usage.shape[0] * math.log(max(2, usage.shape[-1]))
-                losses.append((1 - _entropy(usage).sum(0) / most).mean())
+                losses.append((1 - slot_entropy(usage).sum(0) / most).mean())
     if not losses:
         raise ValueError("no SparseDeltaBank was traced: run the model inside `with trace(model) as traces`")
     return torch.stack(losses).mean()
-
-
-def _entropy(p: Tensor) -> Tensor:
-    """In nats, over the last dimension; 0 log 0 is 0, with a finite gradient."""
-    return -(p * p.clamp(min=torch.finfo(p.dtype).tiny).log()).sum(-1)

@@ -26,11 +26,15 @@ class Packing:
         self.count, self.valid = mask.sum(1), mask.gather(1, self.order)
 
     def pack(self, x: Tensor) -> Tensor:
-        """x `[B, T, n]` with the valid tokens of each row in front, in their order, and 0 behind them."""
-        x = x.gather(1, self.order[..., None].expand_as(x))
-        return torch.where(self.valid[..., None], x, 0.0)
+        """x `[B, T, ...]` with the valid tokens of each row in front, in their order, and 0 behind them."""
+        return self._valid_only(x.gather(1, self._wide(self.order, x).expand_as(x)))
 
     def unpack(self, y: Tensor) -> Tensor:
-        """y `[B, T, n]` of packed tokens, each back where it stood; 0 at padding."""
-        y = torch.where(self.valid[..., None], y, 0.0)
-        return y.gather(1, self.slot[..., None].expand_as(y))
+        """y `[B, T, ...]` of packed tokens, each back where it stood; 0 at padding."""
+        return self._valid_only(y).gather(1, self._wide(self.slot, y).expand_as(y))
+
+    def _valid_only(self, x: Tensor) -> Tensor:
+        return torch.where(self._wide(self.valid, x), x, torch.zeros((), dtype=x.dtype, device=x.device))
+
+    def _wide(self, of_tokens: Tensor, x: Tensor) -> Tensor:
+        return of_tokens[(..., *[None] * (x.dim() - 2))]
