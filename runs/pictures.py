@@ -13,6 +13,7 @@ from memory_titan.experiments.training import fit
 from memory_titan.memory.trace import trace
 from memory_titan.models import MemNet, MemNetConfig
 from memory_titan.tasks.recall import RecallTask, accuracy
+from memory_titan.viz.page import write_page
 from memory_titan.viz.slots import draw_access, draw_heads, draw_survival
 from memory_titan.viz.slots_record import record_slots
 from memory_titan.viz.survival import kaplan_meier
@@ -60,6 +61,7 @@ def main(folder: Path) -> None:
     (record,) = record_slots(model, lambda: model(x)).values()
     tokens, kinds = named(x[0], TASK)
     draw_access(folder / "slots-access.png", record, "Where a trained MemNet writes and reads, 4 pairs", tokens)
+    write_page(folder / "slots.html", record, "Where a trained MemNet writes and reads, 4 pairs", tokens)
     draw_heads(folder / "slots-heads.png", record, kinds, "What each head writes and reads", at="question")
 
     x, _ = LONG.batch(6, torch.Generator().manual_seed(3))  # one after the other: 96 pairs into 32 slots

@@ -21,7 +21,6 @@ from memory_titan import __version__
 from memory_titan.experiments import slot_lives
 from memory_titan.experiments.forgetting_report import report
 from memory_titan.experiments.training import fit
-from memory_titan.memory.slots.gating import STARTS
 from memory_titan.memory.slots.layer import MultiHeadMemoryBank
 from memory_titan.memory.slots.rule import SlotGates
 from memory_titan.memory.slots.trace import SlotTrace
@@ -44,14 +43,11 @@ Record = dict[str, Any]
 MODELS = ("memnet", "transformer", "lstm", "neural")
 EASY = ({"length": 56, "expiring": 2, "overwritten": 1, "staying": 2},
         {"length": 80, "expiring": 3, "overwritten": 2, "staying": 3})  # fmt: skip
-# What is taken out or exchanged: options of the model, those of its bank under "bank"; "own_starts": the gates begin
-# where `SlotGating` puts them (little decay, all of the old erased) and not at the zeros of a fresh model's biases
+# What is taken out or exchanged: options of the model, those of its bank under "bank"
 ABLATIONS: dict[str, Record] = {
     "erase off": {"bank": {"erase": False}},
     "decay none": {"bank": {"decay": "none"}},
     "decay all": {"bank": {"decay": "all"}},
-    "gates' own starts": {"own_starts": True},
-    "decay all, own starts": {"own_starts": True, "bank": {"decay": "all"}},
     "allocation dnc": {"bank": {"allocation": "dnc"}},
     "allocation gumbel": {"bank": {"allocation": "gumbel"}},
     "staleness usage": {"bank": {"staleness": "usage"}},
@@ -84,7 +80,7 @@ class Settings:
     curriculum: float = 0.5  # the share of the steps with fewer facts in shorter rows, for every model
     rates: list[float] = field(
         default_factory=lambda: [3e-3, 6e-3]
-    )  # each model takes the better, on a seed of its own
+    )  # each model takes the better, by rows and a seed of their own
     ablations: list[str] = field(default_factory=lambda: list(ABLATIONS))
     ablation_seeds: int = 1  # of the ablations, at most as many as seeds are run
     test_rows: int = 512
@@ -131,15 +127,7 @@ def build(name: str, settings: Settings, options: Record | None = None) -> nn.Mo
     slots = {"heads": settings.heads, "slots": settings.slots, "chunk_size": settings.chunk_size}
     bank = {**slots, "top_k": settings.top_k, **options.pop("bank", {})}
     if name == "memnet":
-        own_starts = options.pop("own_starts", False)
-        whole = MemNetConfig(window=settings.window, hidden_size=settings.hidden, bank=bank, **shared, **options)
-        model = MemNet(whole)
-        for layer in model.layers if own_starts else ():
-            if isinstance(layer, MemNetLayer) and (gating := layer.controller.gating) is not None:
-                starts = torch.tensor([STARTS[column] for column in gating.columns])
-                with torch.no_grad():
-                    gating.linear.bias.copy_(starts.repeat_interleave(settings.heads))
-        return model
+        return MemNet(MemNetConfig(window=settings.window, hidden_size=settings.hidden, bank=bank, **shared, **options))
 
     def sized(width: int) -> nn.Module:
         if name == "transformer":
@@ -286,6 +274,7 @@ def run(settings: Settings, progress: Callable[[str], None], finished: Path | No
     """
     held = Finished(finished, settings)
     x, y, facts = settings.stream.batch(settings.test_rows, torch.Generator().manual_seed(7))
+    held_out = settings.stream.batch(settings.test_rows, torch.Generator().manual_seed(8))  # rates are chosen by these
     part = slice(settings.watched_rows)
     few = Facts(**{name: value[part] for name, value in vars(facts).items()})
 
@@ -312,7 +301,7 @@ def run(settings: Settings, progress: Callable[[str], None], finished: Path | No
         for rate in settings.rates:
             if len(settings.rates) > 1:
                 trial = held.get(f"rate {name} {rate}", lambda name=name, rate=rate: {  # type: ignore[misc]
-                    "all": answers(train(name, settings, 99, rate)[0], x, y, facts)["all"]
+                    "all": answers(train(name, settings, 99, rate)[0], *held_out)["all"]
                 })  # fmt: skip
                 progress(f"{name} at a rate of {rate}: {_short(trial['all'])} of all answers right, on a seed apart")
             tried[name][str(rate)] = trial["all"] if len(settings.rates) > 1 else None

@@ -11,7 +11,6 @@ from memory_titan.experiments.forgetting import ABLATIONS, MODELS, Settings, bui
 from memory_titan.experiments.forgetting_report import ablation_table, report
 from memory_titan.experiments.slot_lives import Life, follow, half_life, only_facts, replay, survival
 from memory_titan.experiments.training import load_settings
-from memory_titan.memory.slots.gating import STARTS
 from memory_titan.memory.slots.trace import SlotTrace
 from memory_titan.memory.surprise import Surprise
 from memory_titan.models import parameter_count
@@ -168,7 +167,4 @@ def test_every_ablation_can_be_built():
     for name, options in ABLATIONS.items():
         model = build("memnet", small, options)
         expected = options.get("bank", {})
-        if "own_starts" in options:
-            gating = model.layers[0].controller.gating
-            assert gating.linear.bias.tolist() == [STARTS[c] for c in gating.columns for _ in range(2)]
         assert {key: getattr(model.memories[0].config, key) for key in expected} == expected, name
