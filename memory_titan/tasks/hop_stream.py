@@ -26,7 +26,7 @@ class HopTask:
     length: int = 256  # tokens, questions and answers included
     pairs: int = 8  # in a row, of all chains together; a multiple of hops
     hops: int = 2  # pairs of a chain
-    depths: tuple[float, ...] = ()  # where pairs stand, each in its turn, from 0, the start, to 1; none: anywhere
+    depths: tuple[float, ...] = ()  # where chains stand, each in its turn, from 0, the start, to 1; none: anywhere
     symbols: int = 64  # different tokens that a hash can be, 0 .. symbols-1
     filler: int = 64  # different filler tokens, the next ones; with text 256
     text: str = ""  # filler in place of random tokens: "docs", "topics" or a file; see StreamFiller
@@ -70,20 +70,27 @@ class HopTask:
         return piece.ids, piece.labels
 
     def stream(self, rows: int, generator: torch.Generator | None = None, first: int = 0) -> Stream:
-        """Draw chains and places; filler is drawn while the pieces are made. An answer's depth is its first evidence's.
+        """Draw chains and places; filler is drawn while the pieces are made. An answer's depth is its first pair's.
 
         Args:
             rows: how many.
             generator: where the chances come from; None: torch's own.
-            first: number of the first row: over rows 0, 1, ... pairs take their turns at the depths evenly.
+            first: number of the first row: over rows 0, 1, ... chains take their turns at the depths evenly.
         """
         needed = self.pairs + self.questions
         drawn = torch.rand(rows, self.symbols, generator=generator).argsort(1)[:, :needed]
         chains = drawn.view(rows, self.questions, self.hops + 1)
         links = torch.stack([chains[..., :-1], chains[..., 1:]], -1).flatten(1, 2)  # [rows, pairs, 2], chain by chain
-        order = torch.rand(rows, self.pairs, generator=generator).argsort(1)  # the link that stands in each place
-        depths = draw_depths(rows, self.pairs, self.depths, first, generator)
-        of_link = depths.gather(1, order.argsort(1)).view(rows, self.questions, self.hops)
+        if self.depths:  # a chain's pairs at one depth
+            turns = draw_depths(rows, self.questions, self.depths, first, generator)
+            turns = turns.gather(1, torch.rand(turns.shape, generator=generator).argsort(1))
+            of_link = turns[..., None].expand(-1, -1, self.hops)
+        else:
+            of_link = torch.rand(rows, self.questions, self.hops, generator=generator)
+        # In the order of their depths; those of one depth in any.
+        order = torch.rand(rows, self.pairs, generator=generator).argsort(1)
+        depths, at = of_link.flatten(1).gather(1, order).sort(1)
+        order = order.gather(1, at)
         seed = int(torch.randint(1 << 62, (), generator=generator))
         pairs = links.gather(1, order[..., None].expand(-1, -1, 2))
         pieces = lay_stream(self.length, pairs, depths, chains[..., 0], chains[..., -1], self._filler, seed)

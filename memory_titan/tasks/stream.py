@@ -151,7 +151,7 @@ def draw_depths(rows: int, pairs: int, depths: Sequence[float], first: int, gene
     if not depths:
         return torch.rand(rows, pairs, generator=generator).sort(1).values
     turn = torch.arange(first, first + rows)[:, None] * pairs + torch.arange(pairs)
-    return torch.tensor(depths)[turn % len(depths)].sort(1).values
+    return torch.tensor(depths, dtype=torch.float32)[turn % len(depths)].sort(1).values
 
 
 def lay_stream(
