@@ -269,8 +269,7 @@ def draw(told: Mapping[str, Any], path: Path) -> Path:
     if None in depths:
         raise ValueError("the cells have no depths: there is no map to draw")
     maps = {
-        label(way): [[cells[way, length, depth].get("share") for length in lengths] for depth in depths]
-        for way in ways
+        label(way): [[cells[way, length, depth].get("share") for length in lengths] for depth in depths] for way in ways
     }
     counts = {cell["total"] for cell in cells.values() if cell["total"]}
     each = f", {min(counts)} to {max(counts)} answers a cell" if counts else ""
@@ -283,25 +282,25 @@ def label(way: str) -> str:
     return {**words, "q_for_k": "stored under queries", "silent": "memory silent"}.get(way, way)
 
 
-def save(told: Mapping[str, Any], folder: Path, name: str) -> list[Path]:
-    """The report as `<name>.json` and, where its cells have depths, the map as `<name>.png`; the folder is made.
+def save(told: Mapping[str, Any], folder: Path) -> list[Path]:
+    """The report as report.json and, where its cells have depths, the map as heat.png; the folder is made.
 
     Raises:
         ImportError: matplotlib is missing (extra: plot).
     """
     folder.mkdir(parents=True, exist_ok=True)
-    written = [folder / f"{name}.json"]
-    written[0].write_text(json.dumps(_plain(told), indent=1) + "\n", "utf-8")
+    written = [folder / "report.json"]
+    written[0].write_text(json.dumps(plain(told), indent=1) + "\n", "utf-8")
     cells = told.get("cells", [])
     if cells and all(cell["depth"] is not None for cell in cells):
-        written.append(draw(told, folder / f"{name}.png"))
+        written.append(draw(told, folder / "heat.png"))
     return written
 
 
-def _plain(value: Any) -> Any:
-    """NaN is no JSON: None in its place."""
+def plain(value: Any) -> Any:
+    """As JSON can hold it: None in place of NaN, lists in place of tuples."""
     if isinstance(value, Mapping):
-        return {key: _plain(each) for key, each in value.items()}
+        return {key: plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
+        return [plain(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,8 +1,8 @@
 """Language models on text: needles and hash hop written out, and bits per byte by the length of what was seen.
 
-    tokenizer = load_tokenizer(folder) or ByteTokenizer()
-    cells = ask_texts(model, tokenizer, make, lengths=[512, 2048], depths=[0, 0.5, 1], samples=8)
-    found = bits_per_byte(model, tokenizer, texts, contexts=[512, 2048, 8192])
+tokenizer = load_tokenizer(folder) or ByteTokenizer()
+cells = ask_texts(model, tokenizer, make, lengths=[512, 2048], depths=[0, 0.5, 1], samples=8)
+found = bits_per_byte(model, tokenizer, texts, contexts=[512, 2048, 8192])
 """
 
 from __future__ import annotations
@@ -99,22 +99,43 @@ class Text:
     width: Tensor
 
 
-def read_text(text: str, tokenizer: Any) -> Text:
-    """A text's tokens, after the token that stands in front of one: the tokenizer's first, else its last, else none.
+def front_token(model: Any, tokenizer: Any) -> int | None:
+    """The token in front of a text: what the model's configuration begins with, or its tokenizer; None: there is none.
 
-    Of a `ByteTokenizer` it is byte 0.
+    Models that `train lm` makes have there what stood before every file.
     """
+    config = model.config.get_text_config()
+    for token in (config.bos_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    return None
+
+
+def read_text(text: str | bytes, tokenizer: Any, front: int | None = None) -> Text:
+    """A text's tokens, without any that the tokenizer adds.
+
+    Args:
+        text: what to read; as bytes it need not be UTF-8 where tokens are bytes.
+        tokenizer: a fast one of Hugging Face, or a `ByteTokenizer`.
+        front: the token in front, see `front_token`.
+
+    Raises:
+        ValueError: bytes that are no UTF-8, for a tokenizer.
+    """
+    begin = [] if front is None else [front]
+    if isinstance(tokenizer, ByteTokenizer):
+        content = list(text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text)
+        return Text(torch.tensor(begin + content), torch.tensor([0] * len(begin) + [1] * len(content)))
+    try:
+        text = text.decode() if isinstance(text, bytes) else text
+    except UnicodeDecodeError as error:
+        raise ValueError(f"a tokenizer needs UTF-8, and byte {error.start} is none") from None
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     ends = torch.tensor([0, *(len(one.encode("utf-8", "surrogatepass")) for one in text)]).cumsum(0)
     # Of tokens that share a character the first has its bytes; what a tokenizer leaves out goes to the next token.
     offsets = torch.tensor([0, *(end for _, end in encoded["offset_mapping"])])
     width = ends[offsets].cummax(0).values.diff()
-    ids = torch.tensor(encoded["input_ids"], dtype=torch.long)
-    front = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    front = 0 if isinstance(tokenizer, ByteTokenizer) else front
-    if front is None:
-        return Text(ids, width)
-    return Text(torch.cat([torch.tensor([front]), ids]), torch.cat([torch.tensor([0]), width]))
+    return Text(torch.tensor(begin + list(encoded["input_ids"])), torch.cat([width.new_zeros(len(begin)), width]))
 
 
 @dataclass(frozen=True)

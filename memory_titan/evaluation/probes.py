@@ -8,10 +8,10 @@
     q_for_k   queries_for_keys   what is written is written under the token's query
     silent    silent             nothing is read: what a memory gives is 0
 
-**A memory that is off has written nothing.** The other meaning, that nothing is read of it, is `silent`. It says less: a
-model whose branches are multiplied, or that is nothing but memory, then has no way left for anything to pass, and fails
-whether its memory held the answer or not. With writes off all weights stay in use, and what is missing is what the
-stream said.
+**A memory that is off has written nothing.** The other meaning, that nothing is read of it, is `silent`. It says less:
+a model whose branches are multiplied, or that is nothing but memory, then has no way left for anything to pass, and
+fails whether its memory held the answer or not. With writes off all weights stay in use, and what is missing is what
+the stream said.
 
 All take any module with `NeuralMemory`s in it, whatever path computes them (`fused/`, `chunk.py`, `step.py`): what is
 changed is what the path is given. `silent` and `off` also take banks of slots, `off` those with a write gate. No

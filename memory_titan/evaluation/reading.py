@@ -134,4 +134,3 @@ def say(
     finally:
         model.train(was)
     return Said(asked, asked & ~wrong, ~broken)
-

@@ -146,7 +146,9 @@ class StreamFiller:
             at = (at + block) % len(text)
 
 
-def draw_depths(rows: int, pairs: int, depths: Sequence[float], first: int, generator: torch.Generator | None) -> Tensor:
+def draw_depths(
+    rows: int, pairs: int, depths: Sequence[float], first: int, generator: torch.Generator | None
+) -> Tensor:
     """`[rows, pairs]`, ascending in a row: each of `depths` in its turn, row `first` on; without any, at random."""
     if not depths:
         return torch.rand(rows, pairs, generator=generator).sort(1).values

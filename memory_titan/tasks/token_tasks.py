@@ -1,7 +1,7 @@
 """The tasks over tokens by name, and as the settings that a model's configuration keeps of what it was trained on.
 
-    model.config.task = settings(StreamTask(length=2048))     # {"name": "niah", "length": 2048, ...}, in config.json
-    task = from_settings(model.config.task, length=1 << 20)
+model.config.task = settings(StreamTask(length=2048))     # {"name": "niah", "length": 2048, ...}, in config.json
+task = from_settings(model.config.task, length=1 << 20)
 """
 
 from __future__ import annotations
