@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,7 @@ from memory_titan.models.config import MemoryModelConfig
 from memory_titan.models.generation import MemoryGenerationMixin
 
 IGNORE = -100  # a label that counts for nothing
+Function = TypeVar("Function", bound=Callable[..., Any])
 OF_A_MEMORY = "_of_a_memory"  # marks modules that begin as their constructors made them
 
 
@@ -261,3 +262,9 @@ def _last_columns(attention_mask: Tensor | None, x: Tensor) -> Tensor | None:
         )
     mask = attention_mask[:, -x.shape[1] :].to(x.device, torch.bool)
     return None if bool(mask.all()) else mask
+
+
+def with_forward_signature(function: Function) -> Function:
+    """For an override of `forward` that hands its arguments on: `generate` and `Trainer` read its signature."""
+    function.__wrapped__ = MemoryLanguageModel.forward  # type: ignore[attr-defined]
+    return function
