@@ -211,7 +211,20 @@ class MemoryLanguageModel(PreTrainedModel, MemoryGenerationMixin):
             return layer(x, state, mask)
         if getattr(self._gradient_checkpointing_func, "keywords", {}).get("use_reentrant"):
             raise ValueError("a state carries gradients: gradient checkpointing needs use_reentrant=False here")
-        return self._gradient_checkpointing_func(layer.__call__, x, state, mask)
+        watched = [part for part in layer.modules() if isinstance(part, Traceable) and part.traces is not None]
+
+        def call(*args: Any) -> tuple[Tensor, MemoryState]:
+            # When it is computed again, in the backward pass, nobody watches any more; it must report all the same.
+            unwatched = [memory for memory in watched if memory.traces is None]
+            for memory in unwatched:
+                memory.traces = []
+            try:
+                return layer(*args)
+            finally:
+                for memory in unwatched:
+                    memory.traces = None
+
+        return self._gradient_checkpointing_func(call, x, state, mask)
 
     def _cache(self, given: StateCache | None, use_cache: bool | None, batch_size: int) -> StateCache | None:
         """The stream that the call is to move on."""

@@ -57,6 +57,7 @@ class MemNetConfig(MemoryModelConfig):
     """
 
     model_type = "memory_titan_memnet"
+    attends = True
 
     def __init__(
         self,

@@ -448,7 +448,7 @@ def test_equal_size():
         (lambda m: TransformerConfig(hidden_size=0), "hidden_size must be at least 1"),
         (lambda m: RecurrentConfig(cell="rnn"), "there are lstm, gru"),
         (lambda m: RecurrentConfig(window=4), "no window"),
-        (lambda m: build("window", feed_forward="relu"), "there are swiglu, gelu"),
+        (lambda m: build("window", feed_forward="relu"), "feed_forward must be one of swiglu, gelu"),
         (lambda m: build("window", rotary_base=0.1), "rotary_base"),
         (lambda m: MemoryLanguageModel(MemoryModelConfig(**SIZE)), "make_layer"),
     ],

@@ -43,6 +43,7 @@ class TitansConfig(MemoryModelConfig):
     """
 
     model_type = "memory_titan_titans"
+    attends = True
 
     def __init__(
         self,

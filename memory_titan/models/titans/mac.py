@@ -59,8 +59,6 @@ class MACBlock(TitansBlock):
     def __init__(self, config: TitansConfig) -> None:
         super().__init__(config)
         width, heads = config.hidden_size, config.num_attention_heads
-        if width % heads or (width // heads) % 2:
-            raise ValueError(f"hidden_size / num_attention_heads must be an even number; got {width} / {heads}")
         self.heads, self.segment = heads, config.segment
         self.query = nn.Linear(width, width, bias=False)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
@@ -192,15 +190,18 @@ class MACBlock(TitansBlock):
             return MACState((memory,), state.before, keys, values, tokens)
         done = tokens == self.segment
         place = torch.arange(self.segment, device=keys.device)
-        kept = (place < tokens[:, None]) & ~done[:, None]  # rows that ended in an earlier segment keep what they have
-        kept = kept[:, None, None, :, None]
-        keys, values = (torch.where(kept, F.pad(x, room).to(dtype), 0.0) for x in (keys, values))
+        kept = ((place < tokens[:, None]) & ~done[:, None])[:, None, None, :, None]
+        read = valid.any(1)[:, None, None, None, None]  # the others ended in an earlier segment
+
+        def held(new: Tensor, old: Tensor) -> Tensor:
+            return torch.where(read, torch.where(kept, F.pad(new, room).to(dtype), 0.0), old)
+
         before = state.before[0].reset(done, memory)
         return dataclasses.replace(
             state,
             memory=(memory,),
             before=(before,),
-            keys=keys,
-            values=values,
+            keys=held(keys, state.keys),
+            values=held(values, state.values),
             tokens=torch.where(done, 0, tokens),
         )
