@@ -332,9 +332,11 @@ def _write(told: dict[str, Any], output: Path | None) -> list[Path]:
 
 def _load(name: str, dtype: str) -> tuple[Any, Any]:
     import torch
+    from transformers.utils import logging
 
     from memory_titan.evaluation.language_files import load_language_model
 
+    logging.disable_progress_bar()
     torch.set_flush_denormal(True)  # states that decay become denormal, and slow
     return load_language_model(name, dtype)
 

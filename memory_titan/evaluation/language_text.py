@@ -105,7 +105,7 @@ def front_token(model: Any, tokenizer: Any) -> int | None:
     Models that `train lm` makes have there what stood before every file.
     """
     config = model.config.get_text_config()
-    for token in (config.bos_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id):
+    for token in (getattr(config, "bos_token_id", None), tokenizer.bos_token_id, tokenizer.eos_token_id):
         if token is not None:
             return int(token)
     return None

@@ -22,7 +22,9 @@ def chances(seed=0):
 
 
 def whole(stream, size=10**9):
-    return tuple(torch.cat(parts, 1) for parts in zip(*((p.ids, p.labels, p.answers) for p in stream.pieces(size)), strict=True))
+    return tuple(
+        torch.cat(parts, 1) for parts in zip(*((p.ids, p.labels, p.answers) for p in stream.pieces(size)), strict=True)
+    )
 
 
 @pytest.mark.parametrize(("length", "pairs"), sorted({*TRAIN, *TEST}))
