@@ -259,7 +259,8 @@ class _Run:
     """What is told about a run beside its figures: who was asked, and how fast it read."""
 
     def __init__(self, name: str, model: Any, ways: Sequence[str], **about: Any) -> None:
-        self.model, self.ways, self.tokens, self.begun = model, ways, 0, time.perf_counter()
+        self.model, self.ways, self.tokens = model, ways, 0
+        self.begun, self.worked = time.perf_counter(), time.process_time()
         self.about = {"model": name, **about}
 
     def counting(self, advance: Callable[..., None]) -> Callable[[str, int], None]:
@@ -276,7 +277,7 @@ class _Run:
         from memory_titan.evaluation.reading import is_streamed
         from memory_titan.models import parameter_count
 
-        self.seconds = time.perf_counter() - self.begun
+        self.seconds, self.cpu = time.perf_counter() - self.begun, time.process_time() - self.worked
         return {
             **self.about,
             "architecture": type(self.model).__name__,
@@ -286,6 +287,7 @@ class _Run:
             "task": {key: list(value) if isinstance(value, tuple) else value for key, value in task.items()},
             "tokens": self.tokens,
             "seconds": round(self.seconds, 3),
+            "cpu_seconds": round(self.cpu, 3),
         }
 
     def tell(self, cells: list[Cell], task: dict[str, Any], output: Path | None, as_json: bool) -> None:
@@ -319,7 +321,8 @@ class _Run:
 
     def close(self, written: Sequence[Path]) -> None:
         """How fast it was, and what was written."""
-        click.echo(f"{self.tokens:,} tokens in {self.seconds:.1f} s, {self.tokens / self.seconds:,.0f} a second")
+        pace = self.tokens / self.seconds
+        click.echo(f"{self.tokens:,} tokens in {self.seconds:.1f} s ({self.cpu:.1f} of CPU), {pace:,.0f} a second")
         for path in written:
             click.echo(str(path))
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -398,3 +400,14 @@ def test_the_cache_is_a_stream_of_its_own():
     model(x, past_key_values=cache)
     assert (model(x[:, -8:-7], past_key_values=cache).logits[:, 0].argmax(-1) == y[:, -8]).all()
     assert (model(x[:, -8:-7]).logits[:, 0].argmax(-1) != y[:, -8]).all()
+
+
+def test_the_page_s_code_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "evaluate-models.md").read_text("utf-8")
+    space: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(block, space)
+    assert len(space["cells"]) == 6
+    told = json.loads(run("niah", "checkpoints/window", "--depths", "0,1", "--samples", 1, "--json"))
+    assert [c["length"] for c in told["cells"]] == [256, 256, 1024, 1024, 4096, 4096] and told["ways"] == ["model"]
