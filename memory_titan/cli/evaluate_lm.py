@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 
 Option = Callable[[Any], Any]
 
+
+def _depths(ctx: click.Context, option: click.Parameter, value: str) -> list[float]:
+    """As numbers; "any": none."""
+    found: list[float] = [] if value == "any" else _DEPTHS(ctx, option, value)
+    return found
+
+
 _MODEL: list[Option] = [click.argument("model")]
 _COMMON: list[Option] = [
     click.option("--probes/--no-probes", default=True, show_default=True,
@@ -41,8 +48,9 @@ _SAMPLED: list[Option] = [
 _STREAMS: list[Option] = [
     click.option("--lengths", callback=_LENGTHS, metavar="TOKENS,...",
                  help="Of the texts.  [default: 1, 4 and 16 times the length trained at; else 512,2048]"),
-    click.option("--depths", callback=_DEPTHS, default="0,0.25,0.5,0.75,1", show_default=True, metavar="SHARES",
-                 help="Where what is asked for stands, 0: at the start, 1: at the end."),
+    click.option("--depths", callback=_depths, default="0,0.25,0.5,0.75,1", show_default=True, metavar="SHARES",
+                 help="Where what is asked for stands, 0: at the start, 1: right before the questions; any: anywhere "
+                 "(tokens)."),
     click.option("--form", type=click.Choice(["tokens", "text"]),
                  help="Tokens of no meaning, or sentences.  [default: what the model was trained on; else text]"),
     click.option("--pairs", type=click.IntRange(1), help="Facts in a text."),
@@ -176,6 +184,8 @@ def _streams(
         form = "tokens" if trained or tokenizer is None else "text"
     if form == "text" and tokenizer is None:
         raise Refusal(f"{model} has no tokenizer, and its vocabulary is not that of bytes: --form tokens")
+    if form == "text" and not depths:
+        raise Refusal("--depths any is for --form tokens")
     lengths = lengths or _lengths(lm, [512, 2048])
     ways = _ways(lm, probes)
     run = _Run(model, lm, ways, samples=samples, seed=seed, form=form)
