@@ -56,6 +56,7 @@ class Spoken:
     labels: Tensor
     answers: Tensor
     logits: Tensor
+    state_bytes: int
 
 
 def speak(
