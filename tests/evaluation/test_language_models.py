@@ -262,6 +262,8 @@ def test_bits_per_byte_is_what_plain_cross_entropy_says():
     found = bits_per_byte(model, [whole, read_text("short", tokenizer, 0)], [50, 400], piece=17)
     assert [one.bytes for one in found] == [size + 5] * 2, "every byte once, at each context"
     (low, high, bits, count), *_ = bits_per_byte(model, [whole], [400, 50])[0].places
+    cut = bits_per_byte(model, [whole], [400, 50], piece=17)[0].places
+    assert [place[::3] for place in cut] == [(0, 50), (50, size - 50)], "wherever a piece begins"
     assert (low, high, count) == (0, 50, 50) and bits == pytest.approx(cost[:50].mean().item() / math.log(2))
     assert bits_per_byte(model, [whole], [400])[0].bits_per_byte == pytest.approx(cost.mean().item() / math.log(2))
     again = torch.cat([model(ids[:, b : b + 50]).logits[0] for b in range(0, size, 50)])[:size].double()
