@@ -165,7 +165,8 @@ def mag(**options: Any) -> None:
     from memory_titan.training.checkpoint import CheckpointError, find_checkpoint
 
     try:
-        from memory_titan.training.mag import TrainConfig, TrainingError
+        from memory_titan.training.loop import TrainingError
+        from memory_titan.training.mag import TrainConfig
         from memory_titan.training.mag import train as run
     except ImportError as error:
         raise Refusal(f"training needs more ({error.name} is missing): pip install 'memory-titan[train]'") from None
@@ -303,7 +304,7 @@ def curriculum_command(
 
     try:
         from memory_titan.training.curriculum import load_curriculum, run
-        from memory_titan.training.mag import TrainingError
+        from memory_titan.training.loop import TrainingError
     except ImportError as error:
         raise Refusal(f"training needs more ({error.name} is missing): pip install 'memory-titan[train]'") from None
     if preset is not None and config is not None:
