@@ -1,4 +1,4 @@
-"""`memory-titan train ...`: a graft trained on samples with answers."""
+"""`memory-titan train ...`: a graft trained on samples with answers; language models in train_lm.py."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ from typing import Any
 import click
 
 from memory_titan.cli.common import Refusal, both, plainly, steps
+from memory_titan.cli.train_lm import lm
 
 
 @click.group()
 def train() -> None:
     """Train what stands on a memory."""
+
+
+train.add_command(lm)
 
 
 def parse_layers(text: str) -> Any:

@@ -5,8 +5,8 @@ A step of training is a function of its number alone, so that a run goes on from
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -35,8 +35,15 @@ class Piece:
 
     def rows(self, chosen: slice) -> Piece:
         """Some of the rows."""
-        mask = None if self.mask is None else self.mask[chosen]
-        return Piece(self.ids[chosen], self.labels[chosen], mask, self.begins[chosen])
+        return self._map(lambda x: x[chosen])
+
+    def to(self, device: torch.device) -> Piece:
+        """On a device; `begins` stays where it is looked at."""
+        return replace(self._map(lambda x: x.to(device)), begins=self.begins)
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Piece:
+        mask = None if self.mask is None else function(self.mask)
+        return Piece(function(self.ids), function(self.labels), mask, function(self.begins))
 
     def segments(self) -> list[Piece]:
         """One after the other, each with one column of `begins`."""

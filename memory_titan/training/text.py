@@ -127,6 +127,8 @@ def read_text(config: TextConfig) -> Corpus:
             seen.add(digest)
             share = 0.0 if config.held_out_files else config.held_out
             (side if side is not None else held_out if place_of(name) < share else train).append((name, content))
+    if held_out and not train:
+        raise ValueError(f"there is no text to train on: all {len(held_out)} files are among those held out")
     if not train:
         raise ValueError(f"there is no text to train on in {', '.join(config.files)}")
     if config.held_out and not held_out:
@@ -172,7 +174,7 @@ class _Tokens:
         self.vocab_size = len(self.tokenizer)
         given = separator or self.tokenizer.eos_token or self.tokenizer.bos_token
         if given is None:
-            raise ValueError(f"{path} has neither eos_token nor bos_token to stand between files: name one as separator")
+            raise ValueError(f"{path} has no eos_token and no bos_token to stand between files: name a separator")
         if given not in self.tokenizer.get_vocab():
             raise ValueError(f"separator {given!r} is no token of {path}")
         self.separator = self.tokenizer.convert_tokens_to_ids(given)
