@@ -34,7 +34,7 @@ class SegmentLoss(nn.Module):
     def __init__(self, model: MemoryLanguageModel, bf16: bool = False) -> None:
         super().__init__()
         self.model, self.bf16 = model, bf16
-        self._no_split_modules = model._no_split_modules  # the units that FSDP shares out
+        self._no_split_modules = _units(model)
 
     def forward(self, piece: Piece, cache: StateCache | None) -> tuple[Tensor, StateCache]:
         """One segment.
@@ -57,6 +57,16 @@ class SegmentLoss(nn.Module):
             finally:
                 config.shift_labels = shift
         return out.loss, out.past_key_values
+
+
+def _units(model: MemoryLanguageModel) -> list[str]:
+    """The classes of layers that FSDP shares out one by one; others are shared out with the embedding and the head.
+
+    Accelerate finds them by class, and so within layers too, where a part's weights may be used outside of its call.
+    """
+    kinds = {type(layer) for layer in model.layers}
+    within = [part for layer in model.layers for part in layer.modules() if part is not layer]
+    return sorted(kind.__name__ for kind in kinds if not any(isinstance(part, kind) for part in within))
 
 
 def autocast(device: torch.device, bf16: bool) -> AbstractContextManager[Any]:
