@@ -24,7 +24,8 @@ class MemoryState:
     """Base of every memory's state.
 
     A subclass is a frozen dataclass whose fields are tensors of shape `[batch, ...]`, tuples of such tensors, or
-    tuples of states (then the field's metadata name their class: `field(metadata={"of": NeuralMemoryState})`).
+    tuples of states (then the field's metadata name their class: `field(metadata={"of": NeuralMemoryState})`, or those
+    that they may be of, a tuple).
     It holds everything that the future needs, and its size does not depend on how much was read. All methods
     return a new state and leave this one as it is.
     """
@@ -74,7 +75,7 @@ class MemoryState:
     def reset(self: State, rows: Tensor | Sequence[int], initial: State) -> State:
         """The state with `rows` put back to `initial` (a state of the same batch size; see `initial_state`)."""
         chosen = torch.zeros(self.batch_size, dtype=torch.bool)
-        chosen[rows if isinstance(rows, Tensor) else list(rows)] = True
+        chosen[rows.cpu() if isinstance(rows, Tensor) else list(rows)] = True
         fresh = initial.tensors()
         taken = iter(fresh.values())
 
@@ -130,8 +131,22 @@ class MemoryState:
                     items.setdefault(int(index), {})[rest] = tensor
             of = field.metadata.get("of")
             ordered = [items[index] for index in sorted(items)]
-            values[field.name] = tuple(item[""] if of is None else of._from_tensors(item) for item in ordered)
+            values[field.name] = tuple(
+                item[""] if of is None else _class_of(item, of)._from_tensors(item) for item in ordered
+            )
         return cls(**values)
+
+
+def _class_of(tensors: dict[str, Tensor], of: Any) -> Any:
+    """The class of states whose fields these tensors are; of several, that with the fewest others."""
+    if not isinstance(of, tuple):
+        return of
+    names = {name.partition(".")[0] for name in tensors}
+    fields = {one: {field.name for field in dataclasses.fields(one)} for one in of}
+    fitting = [one for one in of if names <= fields[one]]
+    if not fitting:
+        raise MemoryFileError(f"a state with {', '.join(sorted(names))} is none of {', '.join(c.__name__ for c in of)}")
+    return min(fitting, key=lambda one: len(fields[one]))
 
 
 def _mapped(item: Any, function: Callable[[Tensor], Tensor]) -> Any:

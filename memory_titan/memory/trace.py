@@ -48,7 +48,7 @@ def trace(module: nn.Module) -> Iterator[dict[str, list[Trace]]]:
             loss = model(x).loss
         loss = loss + 0.05 * writing_price(traces)
 
-    Outside of it nothing of this is computed.
+    Outside of it nothing of this is computed. One inside another collects for both.
     """
     memories = {name: part for name, part in module.named_modules() if isinstance(part, Traceable)}
     collected: dict[str, list[Trace]] = {name: [] for name in memories}
@@ -59,6 +59,8 @@ def trace(module: nn.Module) -> Iterator[dict[str, list[Trace]]]:
         yield collected
     finally:
         for name, memory in memories.items():
+            if (outer := before[name]) is not None:
+                outer.extend(collected[name])
             memory.traces = before[name]
 
 

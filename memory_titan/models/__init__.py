@@ -10,9 +10,10 @@ from memory_titan.models.layers import FeedForward, RecurrentBlock, RecurrentSta
 from memory_titan.models.memnet import MemNet, MemNetConfig, MemNetForSequenceClassification, TransformerController
 from memory_titan.models.recurrent import RecurrentConfig, RecurrentForCausalLM
 from memory_titan.models.size import parameter_count, width_of_size
+from memory_titan.models.titans import TitansConfig, TitansForCausalLM
 from memory_titan.models.transformer import TransformerConfig, TransformerForCausalLM
 
-for _model in (TransformerForCausalLM, RecurrentForCausalLM, MemNet):
+for _model in (TransformerForCausalLM, RecurrentForCausalLM, MemNet, TitansForCausalLM):
     AutoConfig.register(_model.config_class.model_type, _model.config_class, exist_ok=True)
     AutoModelForCausalLM.register(_model.config_class, _model, exist_ok=True)
 
@@ -29,6 +30,8 @@ __all__ = [
     "RecurrentForCausalLM",
     "RecurrentState",
     "StateCache",
+    "TitansConfig",
+    "TitansForCausalLM",
     "TransformerBlock",
     "TransformerConfig",
     "TransformerController",

@@ -22,6 +22,31 @@ from memory_titan.memory.state import MemoryState
 TURN = 2**64
 
 
+def rotary_steps(width: int, base: float) -> Tensor:
+    """By how much each pair of coordinates turns from one position to the next: `[width / 2]`, int64, `TURN` a turn."""
+    steps = [base ** (-2 * pair / width) / (2 * math.pi) for pair in range(width // 2)]
+    return torch.tensor([round(step * TURN) for step in steps], dtype=torch.long, device="cpu")
+
+
+def rotate(positions: Tensor, steps: Tensor, *heads: Tensor) -> list[Tensor]:
+    """Each of `heads`, `[B, H, T, width]`, its pairs of coordinates turned.
+
+    Args:
+        positions: `[B or 1, T]`, int64.
+        steps: of `rotary_steps`.
+        *heads: queries, keys.
+    """
+    dtype = torch.float64 if heads[0].dtype == torch.float64 else torch.float32
+    turns = positions[:, None, :, None] * steps.to(positions.device)  # wraps around: whole turns fall away
+    angle = turns.to(dtype) * (2 * math.pi / TURN)
+    cos, sin = angle.cos(), angle.sin()
+    turned = []
+    for x in heads:
+        a, b = x.to(dtype).chunk(2, -1)
+        turned.append(torch.cat([a * cos - b * sin, b * cos + a * sin], -1).to(x.dtype))
+    return turned
+
+
 @dataclass(frozen=True)
 class AttentionState(MemoryState):
     """The keys and values that later tokens may still see, each row's to the right; 0 in front of those of short rows.
@@ -77,8 +102,7 @@ class WindowAttention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.out = nn.Linear(dim, dim, bias=False)
         # No buffer: nothing that a checkpoint, a meta device or a change of dtype could spoil.
-        steps = [rotary_base ** (-2 * pair / self.width) / (2 * math.pi) for pair in range(self.width // 2)]
-        self.steps = torch.tensor([round(step * TURN) for step in steps], dtype=torch.long, device="cpu")
+        self.steps = rotary_steps(self.width, rotary_base)
 
     def initial_state(self, batch_size: int) -> AttentionState:
         """The state before the first token, for `batch_size` rows."""
@@ -132,17 +156,8 @@ class WindowAttention(nn.Module):
 
     def _rotate(self, tokens: Tensor, *heads: Tensor) -> list[Tensor]:
         """`[B, H, T, width]`, pairs of coordinates turned by their positions, counted on from `tokens` `[B]`."""
-        like = heads[0]
-        dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-        positions = tokens[:, None] + torch.arange(like.shape[2], device=tokens.device)
-        steps = positions[:, None, :, None] * self.steps.to(tokens.device)  # wraps around: whole turns fall away
-        angle = steps.to(dtype) * (2 * math.pi / TURN)
-        cos, sin = angle.cos(), angle.sin()
-        turned = []
-        for x in heads:
-            a, b = x.to(dtype).chunk(2, -1)
-            turned.append(torch.cat([a * cos - b * sin, b * cos + a * sin], -1).to(x.dtype))
-        return turned
+        positions = tokens[:, None] + torch.arange(heads[0].shape[2], device=tokens.device)
+        return rotate(positions, self.steps, *heads)
 
     def _with_prefix(
         self, q: Tensor, plain: Tensor, keys: Tensor, values: Tensor, tokens: Tensor, prefix: Tensor

@@ -6,6 +6,8 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
+FEED_FORWARD = ("swiglu", "gelu")
+
 
 class MemoryModelConfig(PretrainedConfig):
     """Base of every model's configuration: a Hugging Face one, saved and loaded as those are.
@@ -32,6 +34,7 @@ class MemoryModelConfig(PretrainedConfig):
     """
 
     model_type = "memory_titan"
+    attends = False  # whether all such models have a `WindowAttention`, and so heads to divide the width by
     keys_to_ignore_at_inference = ["past_key_values"]
 
     def __init__(
@@ -60,6 +63,17 @@ class MemoryModelConfig(PretrainedConfig):
         for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+        if window is not None and window < 1:
+            raise ValueError(f"window must be at least 1, or None for full attention; got {window}")
+        if feed_forward not in FEED_FORWARD:
+            raise ValueError(f"feed_forward must be one of {', '.join(FEED_FORWARD)}; got {feed_forward!r}")
+        if not rotary_base >= 1:
+            raise ValueError(f"rotary_base must be at least 1; got {rotary_base}")
+        if self.attends and (hidden_size % num_attention_heads or (hidden_size // num_attention_heads) % 2):
+            raise ValueError(
+                "hidden_size / num_attention_heads must be an even number (rotary positions turn pairs); got "
+                f"{hidden_size} / {num_attention_heads}"
+            )
         super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
 
     def block_options(self) -> dict[str, Any]:

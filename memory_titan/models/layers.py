@@ -13,9 +13,9 @@ from memory_titan.memory.finite import valid_tokens
 from memory_titan.memory.packing import Packing
 from memory_titan.memory.state import MemoryState
 from memory_titan.models.attention import AttentionState, WindowAttention
+from memory_titan.models.config import FEED_FORWARD
 
 CELLS: dict[str, type[nn.LSTM] | type[nn.GRU]] = {"lstm": nn.LSTM, "gru": nn.GRU}
-FEED_FORWARD = ("swiglu", "gelu")
 
 
 class FeedForward(nn.Module):

@@ -11,6 +11,7 @@ tokens -- embedding -- TransformerController --+-- queries --> read (top k) ----
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutputWithPast, SequenceClassifierOutputWithPast
+from transformers.utils import can_return_tuple
 
 from memory_titan.memory.neural.layer import NeuralMemory, NeuralMemoryState
 from memory_titan.memory.slots.gating import SlotGating
@@ -26,14 +28,15 @@ from memory_titan.memory.slots.losses import pressure_loss, sharpness_loss, util
 from memory_titan.memory.slots.rule import SlotGates
 from memory_titan.memory.sparse.layer import SparseDeltaBank, SparseDeltaBankState
 from memory_titan.memory.state import MemoryState
-from memory_titan.memory.trace import Trace, Traceable
+from memory_titan.memory.trace import trace
 from memory_titan.models.attention import AttentionState
 from memory_titan.models.cache import StateCache
 from memory_titan.models.config import MemoryModelConfig
-from memory_titan.models.language_model import IGNORE, MemoryLanguageModel
+from memory_titan.models.language_model import IGNORE, MemoryLanguageModel, with_forward_signature
 from memory_titan.models.layers import TransformerBlock
 
 MEMORIES = ("slots", "sparse", "neural")
+MEMORY_STATES = (NeuralMemoryState, MemoryBankState, SparseDeltaBankState)
 LOSSES = {"utilization": utilization_loss, "pressure": pressure_loss, "sharpness": sharpness_loss}
 
 
@@ -54,6 +57,7 @@ class MemNetConfig(MemoryModelConfig):
     """
 
     model_type = "memory_titan_memnet"
+    attends = True
 
     def __init__(
         self,
@@ -145,31 +149,14 @@ class ResidualFusion(nn.Module):
 
 
 @dataclass(frozen=True)
-class SlotLayerState(MemoryState):
-    """Of a `MemNetLayer` with slots: the controller's attention, and the memory; one of each."""
+class MemNetLayerState(MemoryState):
+    """Of a `MemNetLayer`: the controller's attention, and the memory, of whichever kind; one of each."""
 
     controller: tuple[AttentionState, ...] = field(metadata={"of": AttentionState})
-    memory: tuple[MemoryBankState, ...] = field(metadata={"of": MemoryBankState})
-
-
-@dataclass(frozen=True)
-class NeuralLayerState(MemoryState):
-    """Of a `MemNetLayer` with a neural memory."""
-
-    controller: tuple[AttentionState, ...] = field(metadata={"of": AttentionState})
-    memory: tuple[NeuralMemoryState, ...] = field(metadata={"of": NeuralMemoryState})
-
-
-@dataclass(frozen=True)
-class SparseLayerState(MemoryState):
-    """Of a `MemNetLayer` with product keys."""
-
-    controller: tuple[AttentionState, ...] = field(metadata={"of": AttentionState})
-    memory: tuple[SparseDeltaBankState, ...] = field(metadata={"of": SparseDeltaBankState})
+    memory: tuple[Any, ...] = field(metadata={"of": MEMORY_STATES})
 
 
 Memory = MultiHeadMemoryBank | SparseDeltaBank | NeuralMemory
-LayerState = SlotLayerState | SparseLayerState | NeuralLayerState
 
 
 class MemNetLayer(nn.Module):
@@ -196,20 +183,13 @@ class MemNetLayer(nn.Module):
         )
         self.fusion = ResidualFusion(width)
 
-    def initial_state(self, batch_size: int) -> LayerState:
+    def initial_state(self, batch_size: int) -> MemNetLayerState:
         """The state before the first token, for `batch_size` rows."""
-        return self._state(self.controller.initial_state(batch_size), self.memory.initial_state(batch_size))
-
-    def _state(self, controller: AttentionState, memory: Any) -> LayerState:
-        if isinstance(self.memory, MultiHeadMemoryBank):
-            return SlotLayerState((controller,), (memory,))
-        if isinstance(self.memory, SparseDeltaBank):
-            return SparseLayerState((controller,), (memory,))
-        return NeuralLayerState((controller,), (memory,))
+        return MemNetLayerState((self.controller.initial_state(batch_size),), (self.memory.initial_state(batch_size),))
 
     def forward(
-        self, x: Tensor, state: LayerState | None = None, mask: Tensor | None = None
-    ) -> tuple[Tensor, LayerState]:
+        self, x: Tensor, state: MemNetLayerState | None = None, mask: Tensor | None = None
+    ) -> tuple[Tensor, MemNetLayerState]:
         """Think, write, read, fuse.
 
         Args:
@@ -222,7 +202,9 @@ class MemNetLayer(nn.Module):
         gates = {} if told.gates is None else {"gates": told.gates}
         read, memory = self.memory(told.hidden, None if state is None else state.memory[0], mask, qkv=told.qkv, **gates)
         y = self.fusion(h, read)
-        return y if mask is None else torch.where(mask.bool()[..., None], y, 0.0), self._state(controller, memory)
+        return y if mask is None else torch.where(mask.bool()[..., None], y, 0.0), MemNetLayerState(
+            (controller,), (memory,)
+        )
 
 
 @dataclass
@@ -280,6 +262,8 @@ class MemNet(MemoryLanguageModel):
         """With `persist`: the next call begins with empty memories."""
         self._held = None
 
+    @with_forward_signature
+    @can_return_tuple
     def forward(self, *args: Any, **kwargs: Any) -> MemNetOutput:
         """As `MemoryLanguageModel.forward`. With `persist` and no stream given, memories go on from the last call."""
         weights = self.config.loss_weights() if self.training else {}
@@ -287,11 +271,14 @@ class MemNet(MemoryLanguageModel):
         asked = kwargs.get("use_cache")
         if kept:
             kwargs |= {"past_key_values": self._stream(*args, **kwargs), "use_cache": None}
-        with _Watch(self.memories, any(weights.values())) as traces:
-            out = super().forward(*args, **kwargs)
+        traces: dict[str, list[Any]] = {}
+        with ExitStack() as watching:
+            if any(weights.values()):
+                traces = watching.enter_context(trace(self))
+            out = super().forward(*args, **kwargs, return_dict=True)
         cache, loss = out.past_key_values, out.loss
         if kept:
-            states = [state for state in cache.states if isinstance(state, LayerState)]
+            states = [state for state in cache.states if isinstance(state, MemNetLayerState)]
             self._held = tuple(state.memory[0].detach() for state in states)
             if not (self.config.use_cache and not self.training if asked is None else asked):
                 cache = None
@@ -316,8 +303,8 @@ class MemNet(MemoryLanguageModel):
             held = iter(self._held)
             for index, (layer, state) in enumerate(zip(self.layers, states, strict=True)):
                 if isinstance(layer, MemNetLayer):
-                    assert isinstance(state, LayerState)
-                    states[index] = layer._state(state.controller[0], next(held))
+                    assert isinstance(state, MemNetLayerState)
+                    states[index] = MemNetLayerState(state.controller, (next(held),))
         return StateCache(states)
 
 
@@ -337,9 +324,11 @@ class MemNetForSequenceClassification(MemNet):
         """To classes."""
         return nn.Linear(self.config.hidden_size, self.config.num_labels)
 
+    @with_forward_signature
+    @can_return_tuple
     def forward(self, *args: Any, labels: Tensor | None = None, **kwargs: Any) -> SequenceClassifierOutputWithPast:
         """As `MemNet.forward`, with labels of sequences."""
-        out = super().forward(*args, **kwargs)
+        out = super().forward(*args, **kwargs, return_dict=True)
         mask = kwargs.get("attention_mask")
         if mask is None:
             logits = out.logits[:, -1]
@@ -358,23 +347,3 @@ class MemNetForSequenceClassification(MemNet):
         return SequenceClassifierOutputWithPast(
             loss=loss, logits=logits, past_key_values=out.past_key_values, hidden_states=out.hidden_states
         )
-
-
-class _Watch:
-    """Traces of memories for the losses on them, beside whoever watches them already."""
-
-    def __init__(self, memories: Sequence[Traceable], wanted: bool) -> None:
-        self.memories, self.wanted = memories if wanted else [], wanted
-
-    def __enter__(self) -> dict[str, list[Trace]]:
-        self.before = [memory.traces for memory in self.memories]
-        for memory in self.memories:
-            memory.traces = []
-        self.traces = {str(index): memory.traces for index, memory in enumerate(self.memories)}
-        return self.traces  # type: ignore[return-value]
-
-    def __exit__(self, *args: object) -> None:
-        for memory, before in zip(self.memories, self.before, strict=True):
-            if before is not None:
-                before.extend(memory.traces or [])
-            memory.traces = before

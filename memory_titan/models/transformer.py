@@ -15,6 +15,7 @@ class TransformerConfig(MemoryModelConfig):
     """Of a `TransformerForCausalLM`; see `MemoryModelConfig`. `window=None`: full attention, whose state grows."""
 
     model_type = "memory_titan_transformer"
+    attends = True
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -14,11 +14,15 @@ import laws
 from memory_titan.memory.files import MemoryFileError
 from memory_titan.memory.neural.layer import NeuralMemory
 from memory_titan.models import (
+    MemNet,
+    MemNetConfig,
     MemoryLanguageModel,
     MemoryModelConfig,
     RecurrentConfig,
     RecurrentForCausalLM,
     StateCache,
+    TitansConfig,
+    TitansForCausalLM,
     TransformerConfig,
     TransformerForCausalLM,
     parameter_count,
@@ -57,12 +61,21 @@ class ToyForCausalLM(MemoryLanguageModel):
         return Residual(self.config.hidden_size)
 
 
+TITANS = {"memory_options": {"chunk_size": 4}, "persistent": 3, "segment": 5, "window": 6}
 MODELS = {
     "window": lambda **more: TransformerForCausalLM(TransformerConfig(**SIZE, window=4, **more)),
     "full": lambda **more: TransformerForCausalLM(TransformerConfig(**SIZE, feed_forward="gelu", **more)),
     "lstm": lambda **more: RecurrentForCausalLM(RecurrentConfig(**SIZE, **more)),
+    "memnet": lambda **more: MemNet(
+        MemNetConfig(**SIZE, window=4, bank={"slots": 8, "top_k": 3, "chunk_size": 4}, **more)
+    ),
     "gru": lambda **more: RecurrentForCausalLM(RecurrentConfig(**SIZE, cell="gru", **more)),
     "memory": lambda **more: ToyForCausalLM(ToyConfig(**SIZE, **more)),
+    # a window, a segment and a chunk that divide neither each other nor the texts
+    **{
+        f"titans-{one}": lambda one=one, **more: TitansForCausalLM(TitansConfig(one, **SIZE, **TITANS, **more))
+        for one in ("lmm", "mac", "mag", "mal")
+    },
 }
 
 
@@ -435,7 +448,7 @@ def test_equal_size():
         (lambda m: TransformerConfig(hidden_size=0), "hidden_size must be at least 1"),
         (lambda m: RecurrentConfig(cell="rnn"), "there are lstm, gru"),
         (lambda m: RecurrentConfig(window=4), "no window"),
-        (lambda m: build("window", feed_forward="relu"), "there are swiglu, gelu"),
+        (lambda m: build("window", feed_forward="relu"), "feed_forward must be one of swiglu, gelu"),
         (lambda m: build("window", rotary_base=0.1), "rotary_base"),
         (lambda m: MemoryLanguageModel(MemoryModelConfig(**SIZE)), "make_layer"),
     ],

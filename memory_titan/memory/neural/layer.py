@@ -188,21 +188,26 @@ class NeuralMemory(Traceable, PyTorchModelHubMixin):
         assert surprise is not None
         return state, surprise
 
-    def recall(self, q: Tensor, state: NeuralMemoryState) -> Tensor:
+    def recall(self, q: Tensor, state: NeuralMemoryState, *, project: bool = True) -> Tensor:
         """What the memory answers to q as it stands; changes nothing.
 
         The convolution over queries goes on from the stream's last tokens, as if q came next.
 
         Args:
             q: `[B, T, dim]`, to be projected as x is; with `projections=False` the queries themselves.
+            state: what is read.
+            project: False: q are queries already, each by itself: neither projected nor convolved.
 
         Returns:
             `[B, T, dim]` of q's dtype.
         """
         self._check(q, state, self.config.dim)
         dtype = state.tail.dtype
-        projected = self.qkv(q) if self.config.projections else torch.cat([q, q, q], -1)  # k and v are of no use
-        query = self._heads(self._convolve(torch.cat([state.tail, projected.to(dtype)], 1)))[0]
+        projected = self.qkv(q) if project and self.config.projections else torch.cat([q, q, q], -1)  # k, v: of no use
+        projected = projected.to(dtype)
+        if project:
+            projected = self._convolve(torch.cat([state.tail, projected], 1))
+        query = self._heads(projected)[0]
         with torch.autocast(q.device.type, enabled=False):
             if self.config.algorithm == "solve":
                 y = read_mesa(query, state, self.config.ridge)

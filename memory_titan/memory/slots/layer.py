@@ -202,21 +202,26 @@ class MultiHeadMemoryBank(Traceable, PyTorchModelHubMixin):
         assert told is not None
         return state, Surprise(told.loss, told.gradient, told.write)
 
-    def recall(self, q: Tensor, state: MemoryBankState) -> Tensor:
+    def recall(self, q: Tensor, state: MemoryBankState, *, project: bool = True) -> Tensor:
         """What the bank answers to q as it stands; changes nothing.
 
         The convolution over queries goes on from the stream's last tokens, as if q came next.
 
         Args:
             q: `[B, T, dim]`, to be projected as x is; with `projections=False` the queries themselves.
+            state: what is read.
+            project: False: q are queries already, each by itself: neither projected nor convolved.
 
         Returns:
             `[B, T, dim]` of q's dtype.
         """
         self._check(q, state, self.config.dim)
         dtype = state.tail.dtype
-        projected = self.qkv(q) if self.config.projections else torch.cat([q, q, q], -1)  # k and v are of no use
-        query = self._heads(self._convolve(torch.cat([state.tail, projected.to(dtype)], 1)))[0]
+        projected = self.qkv(q) if project and self.config.projections else torch.cat([q, q, q], -1)  # k, v: of no use
+        projected = projected.to(dtype)
+        if project:
+            projected = self._convolve(torch.cat([state.tail, projected], 1))
+        query = self._heads(projected)[0]
         with torch.autocast(q.device.type, enabled=False):
             cosines = query @ state.keys.mT
             alive = (state.strength > 0)[:, :, None].expand_as(cosines)

@@ -175,7 +175,7 @@ class SparseDeltaBank(Traceable, PyTorchModelHubMixin):
         assert surprise is not None
         return state, surprise
 
-    def recall(self, q: Tensor, state: SparseDeltaBankState) -> Tensor:
+    def recall(self, q: Tensor, state: SparseDeltaBankState, *, project: bool = True) -> Tensor:
         """What the slots answer to q as they stand; changes nothing.
 
         The convolution over queries goes on from the stream's last tokens, as if q came next. Queries are normalised
@@ -183,13 +183,16 @@ class SparseDeltaBank(Traceable, PyTorchModelHubMixin):
 
         Args:
             q: `[B, T, dim]`, to be projected as x is; with `projections=False` the queries themselves.
+            state: what is read.
+            project: False: q are queries already, each by itself: neither projected nor convolved.
 
         Returns:
             `[B, T, dim]` of q's dtype.
         """
         self._check(q, state, self.config.dim)
-        projected = self.qkv(q) if self.config.projections else torch.cat([q, q, q], -1)  # k and v are of no use
-        query = self._heads(torch.cat([state.tail, projected.to(state.tail.dtype)], 1))[0]
+        projected = self.qkv(q) if project and self.config.projections else torch.cat([q, q, q], -1)  # k, v: of no use
+        projected = projected.to(state.tail.dtype)
+        query = self._heads(torch.cat([state.tail, projected], 1) if project else projected, convolve=project)[0]
         with torch.autocast(q.device.type, enabled=False):
             logits = self._read_keys(self.query_norm(query, None, running=True))
             y = read_bank(choose(logits, self.config.reads), state.content)
@@ -384,9 +387,9 @@ class SparseDeltaBank(Traceable, PyTorchModelHubMixin):
         heads = torch.arange(slots.shape[0] * slots.shape[1], device=slots.device) * self.config.slots
         return (slots.flatten(0, 1) + heads[:, None, None]).flatten()
 
-    def _heads(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`[B, tail + T, 3 dim]` -> q, k, v, each `[B, H, T, d]`."""
-        qkv = causal_convolution(projected, self.conv) if self.config.conv_size else projected
+    def _heads(self, projected: Tensor, convolve: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+        """`[B, tail + T, 3 dim]` -> q, k, v, each `[B, H, T, d]`; without the convolution there is no tail."""
+        qkv = causal_convolution(projected, self.conv) if convolve and self.config.conv_size else projected
         if self.config.qkv_activation:
             qkv = F.silu(qkv)
         q, k, v = qkv.unflatten(-1, (3, self.config.heads, -1)).permute(2, 0, 3, 1, 4)
