@@ -77,6 +77,10 @@ def lm(config: Path, output: Path | None, resume: bool, number: int | None, quie
             progress = train(model, corpus, settings, folder, resume=resume, report=report)
     except TrainingError as error:
         raise click.ClickException(str(error)) from None
+    except KeyboardInterrupt:  # the second one, or before the first step
+        kept = (folder / LATEST).exists()
+        click.echo(f"interrupted; {f'{folder} goes on with --resume' if kept else 'no checkpoint yet'}", err=True)
+        raise SystemExit(130) from None
     if not progress["finished"]:
         click.echo(f"interrupted after {progress['step']} steps; {folder} goes on with --resume", err=True)
         raise SystemExit(130)

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+import time
 from dataclasses import replace
 
 import pytest
@@ -20,7 +21,7 @@ from memory_titan.training.lm import train
 from memory_titan.training.lm_config import LMConfig, make_model
 from memory_titan.training.lm_objective import SegmentLoss, evaluate, grows
 from memory_titan.training.lm_watch import MemoryWatch
-from memory_titan.training.loop import TrainingError
+from memory_titan.training.loop import Stop, TrainingError
 from memory_titan.training.streams import Streams
 from memory_titan.training.text import Corpus, Document
 
@@ -28,7 +29,8 @@ TRANSFORMER = {"type": "transformer", "hidden_size": 16, "num_hidden_layers": 2,
 RECURRENT = {"type": "recurrent", "hidden_size": 16, "num_hidden_layers": 1}
 BANK = {"heads": 2, "slots": 4, "top_k": 2, "chunk_size": 4}
 SLOTS = {**TRANSFORMER, "type": "memnet", "bank": BANK, "utilization_weight": 0.1}
-NEURAL = {**TRANSFORMER, "type": "memnet", "memory": "neural", "bank": {"heads": 2, "chunk_size": 4}}
+TITANS = {**TRANSFORMER, "type": "titans", "segment": 8, "persistent": 2, "memory_options": {"chunk_size": 8}}
+NEURAL = {**TRANSFORMER, "type": "memnet", "memory": "neural", "bank": {"heads": 2, "chunk_size": 8}}
 
 
 def document(name: str, text: str) -> Document:
@@ -85,7 +87,7 @@ def test_it_learns_and_is_saved(tmp_path):
     assert again["bits_per_byte"] == pytest.approx(scores[-1]["bits_per_byte"], rel=1e-6)
 
 
-@pytest.mark.parametrize("kind", [TRANSFORMER, RECURRENT, NEURAL, SLOTS])
+@pytest.mark.parametrize("kind", [TRANSFORMER, RECURRENT, {**TITANS, "architecture": "lmm"}, NEURAL, SLOTS])
 def test_segments_cut_the_gradient_and_nothing_else(kind):
     model = fresh(config(kind)).train()
     found = {}
@@ -116,7 +118,11 @@ def test_segments_cut_the_gradient_and_nothing_else(kind):
     [
         (TRANSFORMER, {}),
         (RECURRENT, {"boundaries": "read_on", "precision": "bf16", "weight_decay": 0.0}),
-        (NEURAL, {"carry": 3, "gradient_checkpointing": True}),
+        (
+            {**TITANS, "architecture": "mac", "num_hidden_layers": 1, "write_price": 0.1},
+            {"carry": 3, "gradient_checkpointing": True},
+        ),
+        ({**TITANS, "architecture": "mal", "num_hidden_layers": 1}, {}),
         ({**SLOTS, "window": None}, {"carry": False}),
     ],
 )
@@ -186,7 +192,7 @@ def test_asked_to_stop_while_evaluating(tmp_path, monkeypatch):
     assert [record["step"] for record in log(tmp_path)] == [1, 2, 3, 4, 4, 5, 6, 6]
 
 
-@pytest.mark.parametrize("kind", [TRANSFORMER, RECURRENT, NEURAL])
+@pytest.mark.parametrize("kind", [TRANSFORMER, RECURRENT, {**TITANS, "architecture": "mac"}])
 def test_an_evaluation_reads_each_file_from_its_beginning_to_its_end(kind):
     model, held_out = fresh(config(kind)), corpus().held_out
     nats = 0.0
@@ -277,3 +283,21 @@ def test_configurations_that_cannot_train(options, message):
 def test_models_that_cannot_be(model, message):
     with pytest.raises(ValueError, match=message):
         make_model(model, corpus(), 0)
+
+
+@pytest.mark.parametrize(
+    ("property_", "value", "message"),
+    [("is_fsdp2", True, "boundaries must be read_on"), ("num_processes", 3, "rows=2 is no multiple of 3 processes")],
+)
+def test_what_several_processes_cannot_do(tmp_path, monkeypatch, property_, value, message):
+    monkeypatch.setattr(f"accelerate.Accelerator.{property_}", property(lambda self: value))
+    with pytest.raises(ValueError, match=message):
+        train(fresh(config()), corpus(), config(), tmp_path)
+
+
+def test_the_second_request_acts_at_once():
+    with pytest.raises(KeyboardInterrupt), Stop() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.asked
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
