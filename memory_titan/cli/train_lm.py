@@ -36,6 +36,8 @@ def lm(config: Path, output: Path | None, resume: bool, number: int | None, quie
     on to the same losses, bit for bit. With several processes: accelerate launch -m memory_titan train lm ...
     """
     try:
+        from accelerate import PartialState
+
         from memory_titan.training.lm import LATEST, LOG, train
         from memory_titan.training.lm_config import load_config, make_model
     except ImportError as error:
@@ -81,12 +83,15 @@ def lm(config: Path, output: Path | None, resume: bool, number: int | None, quie
         kept = (folder / LATEST).exists()
         click.echo(f"interrupted; {f'{folder} goes on with --resume' if kept else 'no checkpoint yet'}", err=True)
         raise SystemExit(130) from None
+    first = PartialState().is_main_process
     if not progress["finished"]:
-        click.echo(f"interrupted after {progress['step']} steps; {folder} goes on with --resume", err=True)
+        if first:
+            click.echo(f"interrupted after {progress['step']} steps; {folder} goes on with --resume", err=True)
         raise SystemExit(130)
     found = progress["evaluation"]
     scored = f"; {found['bits_per_byte']:.3f} bits per byte" if found else ""
-    click.echo(f"{progress['step']} steps, {progress['seconds']:.0f} s{scored}: {folder / 'final'}, {folder / LOG}")
+    if first:
+        click.echo(f"{progress['step']} steps, {progress['seconds']:.0f} s{scored}: {folder / 'final'}, {folder / LOG}")
 
 
 def _tokens(documents: list[Any]) -> int:

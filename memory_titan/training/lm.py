@@ -110,7 +110,7 @@ class _Run:
         trainer = self._restore() if resume else None
         self.progress |= {"config": config.told(), "text": corpus.fingerprint()}
         if config.gradient_checkpointing:
-            enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+            enable: Any = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
             enable({"use_reentrant": False})
         objective = SegmentLoss(model, config.precision == "bf16")
         self.objective, self.optimizer = self.accelerator.prepare(objective, self._optimizer())
