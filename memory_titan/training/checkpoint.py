@@ -14,6 +14,7 @@ import json
 import os
 import pickle
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -68,7 +69,8 @@ def find_checkpoint(folder: Path) -> Path:
     for place in (folder, folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")):
         if (place / PROGRESS).exists():
             if place != folder and not folder.exists():
-                os.rename(place, folder)
+                with suppress(FileNotFoundError):  # another process was faster
+                    os.rename(place, folder)
                 return folder
             return place
     raise CheckpointError(f"{folder} holds no checkpoint: {PROGRESS} is missing")

@@ -259,6 +259,9 @@ class _Run:
         return torch.optim.AdamW(groups, self.config.learning_rate, (0.9, 0.95))
 
     def _sum(self, x: Tensor) -> Tensor:
+        """Over processes."""
+        if self.accelerator.num_processes == 1:
+            return x
         found: Tensor = self.accelerator.reduce(x.to(self.accelerator.device))
         return found
 
