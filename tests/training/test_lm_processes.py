@@ -41,7 +41,13 @@ t.in_parts(t.Path(sys.argv[1]), sharded)
 
 def settings(sharded: bool):
     """With FSDP2 rows do not begin one by one."""
-    return config(NEURAL, "read_on" if sharded else "reset", carry=True if sharded else 3, log_dir="x")
+    return config(
+        NEURAL,
+        "read_on" if sharded else "reset",
+        carry=True if sharded else 3,
+        log_dir="x",
+        gradient_checkpointing=sharded,
+    )
 
 
 def in_parts(output: Path, sharded: bool) -> None:
