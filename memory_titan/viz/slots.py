@@ -56,7 +56,7 @@ def draw_access(path: Path, record: SlotRecord, title: str, tokens: Sequence[str
             if column == 0:
                 axis.set_ylabel("slot")
         figure.colorbar(picture, ax=list(axes[:, column]), label=f"weight of {name}", fraction=0.05)
-        _name_tokens(axes[-1][column], tokens)
+        name_tokens(axes[-1][column], tokens)
     figure.suptitle(title, fontsize=11)
     return save(plt, figure, path)
 
@@ -223,7 +223,7 @@ def draw_read_entropy(path: Path, record: SlotRecord, title: str, tokens: Sequen
                             ha="right", va="bottom", fontsize=7.5, color="#555555")  # fmt: skip
     over_time.set(ylabel="entropy of a read, nats", ylim=(-0.03 * top, 1.1 * top))
     spread.set(xlabel="reads")
-    _name_tokens(over_time, tokens)
+    name_tokens(over_time, tokens)
     for axis in (over_time, spread):
         axis.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=3, fontsize=9, frameon=False)
@@ -306,7 +306,8 @@ def check_tokens(count: int, tokens: Sequence[str] | None) -> None:
         raise ValueError(f"the record has {count} tokens; got {len(tokens)} names")
 
 
-def _name_tokens(axis: Any, tokens: Sequence[str] | None) -> None:
+def name_tokens(axis: Any, tokens: Sequence[str] | None) -> None:
+    """Label the time, with the tokens' names if there are at most 64."""
     if tokens is not None and len(tokens) <= _NAMED:
         axis.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize=7)
     axis.set_xlabel("token")
