@@ -212,12 +212,10 @@ class _Watcher:
         def joined(parts: list[Tensor]) -> Floats:
             return np.ascontiguousarray(torch.cat([part[0].detach().float().cpu() for part in parts]).numpy())
 
-        return NeuralRecord(
-            *(joined([getattr(call, name) for call in self.calls]) for name in ("step", "keep", "momentum")),
-            *(joined([getattr(call.surprise, name) for call in self.calls]) for name in ("loss", "gradient", "write")),
-            *(torch.stack([look[which] for look in self.norms]).numpy() for which in range(len(OF_WEIGHTS))),
-            looked_at=np.array(self.at, np.int64),
-        )
+        told = {name: joined([getattr(call, name) for call in self.calls]) for name in OF_TOKENS[:3]}
+        told |= {name: joined([getattr(call.surprise, name) for call in self.calls]) for name in OF_TOKENS[3:]}
+        norms = {name: torch.stack([look[i] for look in self.norms]).numpy() for i, name in enumerate(OF_WEIGHTS)}
+        return NeuralRecord(**told, **norms, looked_at=np.array(self.at, np.int64))
 
 
 def _distances(weights: list[Tensor], others: list[Tensor]) -> Tensor:
