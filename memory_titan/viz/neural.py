@@ -17,7 +17,7 @@ from memory_titan.viz.plotting import STYLES, pyplot, save
 from memory_titan.viz.slots import check_tokens, name_tokens
 
 SURPRISE = (("loss", "loss before the write"), ("gradient", "norm of its gradient"), ("write", "norm of the write"))
-GATES = (("step", "step θ"), ("keep", "keep 1 − α"), ("momentum", "momentum η"))
+GATES = (("step", "step θ"), ("decay", "decay α"), ("momentum", "momentum η"))
 _MARKED = 128  # tokens up to which each has a mark
 _DARK = 0.6  # cells from here on, of the largest, are so dark that what is written in them is light
 
@@ -39,7 +39,7 @@ def draw_surprise(path: Path, record: NeuralRecord, title: str, tokens: Sequence
 
 
 def draw_gates(path: Path, record: NeuralRecord, title: str, tokens: Sequence[str] | None = None) -> Path:
-    """The gates over the stream, as `draw_surprise`; without momentum where the memory has none."""
+    """The gates over the stream, as `draw_surprise`: step, decay, and momentum where the memory has one."""
     return _over_time(path, record, GATES if record.momentum.any() else GATES[:2], title, tokens)
 
 
@@ -61,7 +61,7 @@ def draw_weights(path: Path, record: NeuralRecord, title: str, names: Sequence[s
     if names is not None and len(names) != M:
         raise ValueError(f"the memory has {M} matrices; got {len(names)} names")
     plt = pyplot()
-    figure, axes = plt.subplots(3, M, figsize=(3.2 * M + 1.6, 5.6), sharex=True, squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(3, M, figsize=(2.7 * M + 1.2, 4.8), sharex=True, squeeze=False, layout="constrained")
     rows = (("norm", "norm"), ("away", "distance from\nthe start"), ("moved", "moved since\nthe look before"))
     for row, (name, label) in enumerate(rows):
         values = getattr(record, name)
@@ -161,11 +161,11 @@ def _over_time(
     _check(record, tokens)
     plt = pyplot()
     figure, axes = plt.subplots(
-        len(measures), 2, figsize=(9, 1.75 * len(measures) + 0.9), sharex="col", sharey="row", width_ratios=(4, 1),
+        len(measures), 2, figsize=(7.6, 1.4 * len(measures) + 0.9), sharex="col", sharey="row", width_ratios=(4, 1),
         squeeze=False, layout="constrained",
     )  # fmt: skip
     for (over_time, spread), (name, label) in zip(axes, measures, strict=True):
-        values: NDArray[Any] = getattr(record, name)
+        values: NDArray[Any] = 1 - record.keep if name == "decay" else getattr(record, name)
         top = float(values.max()) or 1.0
         for head in range(record.heads):
             colour, mark, line = STYLES[head]

@@ -204,7 +204,7 @@ def draw_read_entropy(path: Path, record: SlotRecord, title: str, tokens: Sequen
         raise ValueError("nothing was ever read")
     plt = pyplot()
     figure, (over_time, spread) = plt.subplots(
-        1, 2, figsize=(9, 3.4), sharey=True, width_ratios=(3, 1), layout="constrained"
+        1, 2, figsize=(8.4, 3.2), sharey=True, width_ratios=(3, 1), layout="constrained"
     )
     top = max(float(np.nanmax(entropies)), math.log(2))
     bins = np.linspace(0, top, 21)
@@ -219,8 +219,8 @@ def draw_read_entropy(path: Path, record: SlotRecord, title: str, tokens: Sequen
         if math.log(count) <= top * 1.01:
             for axis in (over_time, spread):
                 axis.axhline(math.log(count), color="#999999", linewidth=0.7, linestyle="--", zorder=0)
-            spread.annotate(f"{count} slots alike", (1, math.log(count)), xycoords=("axes fraction", "data"),
-                            ha="right", va="bottom", fontsize=7.5, color="#555555")  # fmt: skip
+            spread.annotate(f"{count} slots alike", (1.02, math.log(count)), xycoords=("axes fraction", "data"),
+                            ha="left", va="center", fontsize=7.5, color="#555555")  # fmt: skip
     over_time.set(ylabel="entropy of a read, nats", ylim=(-0.03 * top, 1.1 * top))
     spread.set(xlabel="reads")
     name_tokens(over_time, tokens)
