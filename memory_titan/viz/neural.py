@@ -161,7 +161,7 @@ def _over_time(
     _check(record, tokens)
     plt = pyplot()
     figure, axes = plt.subplots(
-        len(measures), 2, figsize=(7.6, 1.4 * len(measures) + 0.9), sharex="col", sharey="row", width_ratios=(4, 1),
+        len(measures), 2, figsize=(7.0, 1.3 * len(measures) + 0.9), sharex="col", sharey="row", width_ratios=(4, 1),
         squeeze=False, layout="constrained",
     )  # fmt: skip
     for (over_time, spread), (name, label) in zip(axes, measures, strict=True):
