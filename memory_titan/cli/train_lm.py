@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -132,10 +133,11 @@ def _scalars(record: dict[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def _show(record: dict[str, Any], total: int) -> None:
-    """A line for an evaluation, and one for some of the steps."""
+    """A line for an evaluation and, where there is no bar, one for some of the steps."""
     if "bits_per_byte" in record:
-        click.echo(
-            f"step {record['step']}: {record['bits_per_byte']:.4f} bits per byte of the held-out files", err=True
-        )
-    elif record["step"] % _SHOWN_EVERY == 0 or record["step"] == total:
-        click.echo(f"step {record['step']}/{total}: loss {record['loss']:.4f}, {record['seconds']:.0f} s", err=True)
+        line = f"step {record['step']}: {record['bits_per_byte']:.4f} bits per byte of the held-out files"
+    elif not sys.stderr.isatty() and (record["step"] % _SHOWN_EVERY == 0 or record["step"] == total):
+        line = f"step {record['step']}/{total}: loss {record['loss']:.4f}, {record['seconds']:.0f} s"
+    else:
+        return
+    click.echo(line, file=sys.stderr)  # above the bar, which has put itself in stderr's place
