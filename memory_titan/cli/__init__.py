@@ -30,6 +30,7 @@ from memory_titan.cli.common import Refusal, plainly, steps
 from memory_titan.cli.data import data
 from memory_titan.cli.data_suites import babilong_data, lm_eval_data, ruler_data
 from memory_titan.cli.diagnose import diagnose
+from memory_titan.cli.evaluate_lm import hashhop, lm, mqar, niah
 from memory_titan.cli.evaluate_mag import code, needle
 from memory_titan.cli.evaluate_store import evaluate_store
 from memory_titan.cli.evaluate_suites import babilong, lm_eval, ruler
@@ -366,7 +367,7 @@ evaluate.add_command(answers)
 evaluate.add_command(needle)
 evaluate.add_command(code)
 evaluate.add_command(evaluate_store)
-for command in (ruler, babilong, lm_eval):
+for command in (ruler, babilong, lm_eval, mqar, niah, hashhop, lm):
     evaluate.add_command(command)
 for command in (ruler_data, babilong_data, lm_eval_data):
     data.add_command(command)
