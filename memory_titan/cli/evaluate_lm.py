@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 
 Option = Callable[[Any], Any]
 
+
+def _depths(ctx: click.Context, option: click.Parameter, value: str) -> list[float]:
+    """As numbers; "any": none."""
+    found: list[float] = [] if value == "any" else _DEPTHS(ctx, option, value)
+    return found
+
+
 _MODEL: list[Option] = [click.argument("model")]
 _COMMON: list[Option] = [
     click.option("--probes/--no-probes", default=True, show_default=True,
@@ -41,8 +48,9 @@ _SAMPLED: list[Option] = [
 _STREAMS: list[Option] = [
     click.option("--lengths", callback=_LENGTHS, metavar="TOKENS,...",
                  help="Of the texts.  [default: 1, 4 and 16 times the length trained at; else 512,2048]"),
-    click.option("--depths", callback=_DEPTHS, default="0,0.25,0.5,0.75,1", show_default=True, metavar="SHARES",
-                 help="Where what is asked for stands, 0: at the start, 1: at the end."),
+    click.option("--depths", callback=_depths, default="0,0.25,0.5,0.75,1", show_default=True, metavar="SHARES",
+                 help="Where what is asked for stands, 0: at the start, 1: right before the questions; any: anywhere "
+                 "(tokens)."),
     click.option("--form", type=click.Choice(["tokens", "text"]),
                  help="Tokens of no meaning, or sentences.  [default: what the model was trained on; else text]"),
     click.option("--pairs", type=click.IntRange(1), help="Facts in a text."),
@@ -176,6 +184,8 @@ def _streams(
         form = "tokens" if trained or tokenizer is None else "text"
     if form == "text" and tokenizer is None:
         raise Refusal(f"{model} has no tokenizer, and its vocabulary is not that of bytes: --form tokens")
+    if form == "text" and not depths:
+        raise Refusal("--depths any is for --form tokens")
     lengths = lengths or _lengths(lm, [512, 2048])
     ways = _ways(lm, probes)
     run = _Run(model, lm, ways, samples=samples, seed=seed, form=form)
@@ -259,7 +269,8 @@ class _Run:
     """What is told about a run beside its figures: who was asked, and how fast it read."""
 
     def __init__(self, name: str, model: Any, ways: Sequence[str], **about: Any) -> None:
-        self.model, self.ways, self.tokens, self.begun = model, ways, 0, time.perf_counter()
+        self.model, self.ways, self.tokens = model, ways, 0
+        self.begun, self.worked = time.perf_counter(), time.process_time()
         self.about = {"model": name, **about}
 
     def counting(self, advance: Callable[..., None]) -> Callable[[str, int], None]:
@@ -276,7 +287,7 @@ class _Run:
         from memory_titan.evaluation.reading import is_streamed
         from memory_titan.models import parameter_count
 
-        self.seconds = time.perf_counter() - self.begun
+        self.seconds, self.cpu = time.perf_counter() - self.begun, time.process_time() - self.worked
         return {
             **self.about,
             "architecture": type(self.model).__name__,
@@ -286,6 +297,7 @@ class _Run:
             "task": {key: list(value) if isinstance(value, tuple) else value for key, value in task.items()},
             "tokens": self.tokens,
             "seconds": round(self.seconds, 3),
+            "cpu_seconds": round(self.cpu, 3),
         }
 
     def tell(self, cells: list[Cell], task: dict[str, Any], output: Path | None, as_json: bool) -> None:
@@ -319,7 +331,8 @@ class _Run:
 
     def close(self, written: Sequence[Path]) -> None:
         """How fast it was, and what was written."""
-        click.echo(f"{self.tokens:,} tokens in {self.seconds:.1f} s, {self.tokens / self.seconds:,.0f} a second")
+        pace = self.tokens / self.seconds
+        click.echo(f"{self.tokens:,} tokens in {self.seconds:.1f} s ({self.cpu:.1f} of CPU), {pace:,.0f} a second")
         for path in written:
             click.echo(str(path))
 

@@ -50,7 +50,7 @@ def _command(name: str, told: str) -> click.Command:
     def command(output: Path, config: Path | None, seeds: int | None, quiet: bool) -> None:
         run = importlib.import_module(f"memory_titan.experiments.{name}")
         write = importlib.import_module(f"memory_titan.experiments.{name}_report")
-        from memory_titan.experiments.training import load_settings
+        from memory_titan.training.settings import load_settings
 
         settings: Any = run.Settings() if config is None else load_settings(run.Settings, config)
         if seeds is not None:

@@ -50,6 +50,7 @@ class Cell:
         depth: where what was asked for stands; None: anywhere.
         right, total: answers; total is 0 where the model cannot read so much.
         overflowed: of those that are wrong, the ones where the model's logits were no numbers.
+        state_bytes: of what the model carries on for one text at its end; 0: it carries nothing on.
     """
 
     way: str
@@ -59,6 +60,7 @@ class Cell:
     right: int
     total: int
     overflowed: int = 0
+    state_bytes: int = 0
 
     @property
     def share(self) -> Share:
@@ -99,6 +101,7 @@ def ask_streams(
     too_long = limit is not None and length > limit
     side = max(1, min(ROWS, samples, _TOKENS // length if length <= _TOKENS // 2 else 2))
     for way in ways:
+        held = 0
         counts = {depth: [0, 0, 0] for depth in (depths or (None,))}
         for first in range(0, 0 if too_long else samples, side):
             rows = min(side, samples - first)
@@ -106,12 +109,13 @@ def ask_streams(
             stream = draw(rows, generator, first)
             with probing(model, way):
                 said = say(model, stream, piece, lambda tokens: on_read(f"{length:,} tokens, {way}", tokens))  # noqa: B023
+            held = max(held, said.state_bytes)
             for depth, count in counts.items():
                 here = said.asked if depth is None else said.asked & (stream.depths - depth).abs().lt(1e-6)
                 for i, part in enumerate((said.right, said.asked, ~said.finite)):
                     count[i] += int((here & part).sum())
         for depth, (right, total, overflowed) in counts.items():
-            yield Cell(way, length, pairs, depth, right, total, overflowed)
+            yield Cell(way, length, pairs, depth, right, total, overflowed, held)
 
 
 def mqar(

@@ -73,7 +73,7 @@ def ask_texts(
         asked = max((len(example.answers) for example in examples), default=0)
         side = max(1, min(_MOST, _SIDE // cell.length))
         for way in ways:
-            right = total = overflowed = 0
+            right = total = overflowed = held = 0
             for begin in range(0, len(examples), side):
                 group = examples[begin : begin + side]
                 stream = stream_of_examples(group, [cell.depth] * len(group))
@@ -81,7 +81,8 @@ def ask_texts(
                     said = say(model, stream, piece, lambda tokens: on_read(f"{where}, {way}", tokens))  # noqa: B023
                 right, total = right + int(said.right.sum()), total + int(said.asked.sum())
                 overflowed += int((said.asked & ~said.finite).sum())
-            found.append(Cell(way, cell.length, asked, cell.depth, right, total, overflowed))
+                held = max(held, said.state_bytes)
+            found.append(Cell(way, cell.length, asked, cell.depth, right, total, overflowed, held))
     return found
 
 

@@ -47,6 +47,7 @@ class Spoken:
         rows, columns: `[N]`, int64, where in the piece.
         labels, answers: `[N]`, see `Piece`.
         logits: `[N, vocabulary]`.
+        state_bytes: of the state after the piece, all rows together; 0 where there is none.
     """
 
     begin: int
@@ -55,6 +56,7 @@ class Spoken:
     labels: Tensor
     answers: Tensor
     logits: Tensor
+    state_bytes: int
 
 
 def speak(
@@ -94,24 +96,27 @@ def speak(
         logits = logits if selects else logits[:, columns.to(model.device)]
         rows, kept = labelled[:, columns].nonzero(as_tuple=True)
         where = rows, columns[kept]
-        yield Spoken(begin, *where, part.labels[where], part.answers[where], logits[rows, kept].cpu())
+        held = cache.nbytes if cache is not None else 0
+        yield Spoken(begin, *where, part.labels[where], part.answers[where], logits[rows, kept].cpu(), held)
         begin += part.ids.shape[1]
         on_read(part.ids.numel())
 
 
 @dataclass(frozen=True)
 class Said:
-    """What became of the answers of a stream. All `[B, answers]`.
+    """What became of the answers of a stream.
 
     Attributes:
-        asked: bool; a row may have fewer answers than another.
-        right: bool, greedy decoding says all of the answer's tokens, given the true ones before each.
-        finite: bool, the logits there were numbers. What is not finite is not right.
+        asked: `[B, answers]`, bool; a row may have fewer answers than another.
+        right: `[B, answers]`, bool, greedy decoding says all of the answer's tokens, given the true ones before each.
+        finite: `[B, answers]`, bool, the logits there were numbers. What is not finite is not right.
+        state_bytes: of a row's state at the end; 0 where there is none.
     """
 
     asked: Tensor
     right: Tensor
     finite: Tensor
+    state_bytes: int
 
 
 @torch.no_grad()
@@ -120,17 +125,17 @@ def say(
 ) -> Said:
     """Read a stream in eval mode and judge the answers. Arguments and errors as in `speak`."""
     asked = torch.zeros(stream.depths.shape, dtype=torch.bool)
-    wrong, broken = asked.clone(), asked.clone()
+    wrong, broken, held = asked.clone(), asked.clone(), 0
     was = model.training
     model.eval()
     try:
         for spoken in speak(model, stream, piece, on_read):
             best, token = spoken.logits.max(-1)
-            finite = best.isfinite()
+            finite, held = best.isfinite(), spoken.state_bytes
             bad = (token != spoken.labels) | ~finite
             asked[spoken.rows, spoken.answers] = True
             wrong[spoken.rows[bad], spoken.answers[bad]] = True  # one wrong token spoils an answer
             broken[spoken.rows[~finite], spoken.answers[~finite]] = True
     finally:
         model.train(was)
-    return Said(asked, asked & ~wrong, ~broken)
+    return Said(asked, asked & ~wrong, ~broken, held // stream.rows)
