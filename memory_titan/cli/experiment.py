@@ -14,6 +14,7 @@ from memory_titan.cli.common import Refusal, plainly
 
 EXPERIMENTS = {
     "longdep": "Tokens that appeared far outside the window: accuracy over distance.",
+    "needles": "Pairs among up to ten million tokens of filler, after training on two thousand.",
     "continual": "Tasks one after another: what is left of the first when the last is learned.",
     "forgetting": "Facts that expire, are overwritten, or stay: does what is dropped deserve it?",
 }

@@ -23,7 +23,8 @@ from memory_titan import __version__
 from memory_titan.evaluation.language import ask_streams
 from memory_titan.experiments.needles_report import report
 from memory_titan.experiments.training import fit
-from memory_titan.memory.trace import trace
+from memory_titan.memory.neural.layer import NeuralMemory
+from memory_titan.memory.trace import Trace, trace
 from memory_titan.models import (
     RecurrentConfig,
     RecurrentForCausalLM,
@@ -172,7 +173,7 @@ def build(settings: Settings, name: str, task: str, options: Record | None = Non
         return TitansForCausalLM(config)
 
     def even(width: int) -> int:
-        return width + width % 4
+        return width + width % 2  # half a width for each of two heads
 
     with torch.device("meta"):
         size = parameter_count(titans(s.hidden))
@@ -195,7 +196,7 @@ def build(settings: Settings, name: str, task: str, options: Record | None = Non
 
 def train(
     settings: Settings,
-    model: nn.Module,
+    model: Any,
     task: str,
     seed: int,
     rate: float = 1.0,
@@ -249,7 +250,7 @@ def watch(model: nn.Module, task: str) -> Record:
     filler = x >= made.keys + made.values
     with trace(model.eval()) as traces:
         model(input_ids=x)
-    calls = [call for each in traces.values() for call in each]
+    calls = [call for each in traces.values() for call in each if isinstance(call, Trace)]
     return {
         "step, filler": [float(call.step[filler].mean()) for call in calls],
         "step, pairs": [float(call.step[~filler].mean()) for call in calls],
@@ -260,7 +261,7 @@ def watch(model: nn.Module, task: str) -> Record:
 def test(settings: Settings, model: nn.Module, task: str, lengths: list[int]) -> list[Record]:
     """Right answers, asked for at the end of streams of these lengths; None where the model cannot read so much."""
     told = []
-    memories = [part.memory.config for part in model.modules() if hasattr(part, "memory")]
+    memories = [part.config for part in model.modules() if isinstance(part, NeuralMemory)]
     trained = [memory.chunk_size for memory in memories]
     for memory in memories:
         memory.chunk_size = settings.test_chunk
@@ -302,7 +303,7 @@ def run(settings: Settings, progress: Callable[[str], None]) -> Record:
         torch.manual_seed(seed)
         changed = dict(options or {})
         price, whole = changed.pop("price", 1.0), name == "lmm" and options is None
-        model = build(settings, name, task, changed)
+        model: Any = build(settings, name, task, changed)
         went = train(settings, model, task, seed, price=price, **training)
         more = [settings.longest] if whole and task == settings.tasks[0] and settings.longest else []
         lengths = [length for length in settings.lengths + more if name != "peer" or length <= PEER_LIMIT]
