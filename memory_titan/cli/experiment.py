@@ -14,6 +14,7 @@ from memory_titan.cli.common import Refusal, plainly
 
 EXPERIMENTS = {
     "longdep": "Tokens that appeared far outside the window: accuracy over distance.",
+    "needles": "Pairs among up to ten million tokens of filler, after training on two thousand.",
     "continual": "Tasks one after another: what is left of the first when the last is learned.",
     "forgetting": "Facts that expire, are overwritten, or stay: does what is dropped deserve it?",
 }
@@ -50,7 +51,7 @@ def _command(name: str, told: str) -> click.Command:
     def command(output: Path, config: Path | None, seeds: int | None, quiet: bool) -> None:
         run = importlib.import_module(f"memory_titan.experiments.{name}")
         write = importlib.import_module(f"memory_titan.experiments.{name}_report")
-        from memory_titan.experiments.training import load_settings
+        from memory_titan.training.settings import load_settings
 
         settings: Any = run.Settings() if config is None else load_settings(run.Settings, config)
         if seeds is not None:

@@ -1,4 +1,4 @@
-"""`memory-titan train ...`: a graft trained on samples with answers."""
+"""`memory-titan train ...`: a graft trained on samples with answers; language models in train_lm.py."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ from typing import Any
 import click
 
 from memory_titan.cli.common import Refusal, both, plainly, steps
+from memory_titan.cli.train_lm import lm
 
 
 @click.group()
 def train() -> None:
     """Train what stands on a memory."""
+
+
+train.add_command(lm)
 
 
 def parse_layers(text: str) -> Any:
@@ -165,7 +169,8 @@ def mag(**options: Any) -> None:
     from memory_titan.training.checkpoint import CheckpointError, find_checkpoint
 
     try:
-        from memory_titan.training.mag import TrainConfig, TrainingError
+        from memory_titan.training.loop import TrainingError
+        from memory_titan.training.mag import TrainConfig
         from memory_titan.training.mag import train as run
     except ImportError as error:
         raise Refusal(f"training needs more ({error.name} is missing): pip install 'memory-titan[train]'") from None
@@ -303,7 +308,7 @@ def curriculum_command(
 
     try:
         from memory_titan.training.curriculum import load_curriculum, run
-        from memory_titan.training.mag import TrainingError
+        from memory_titan.training.loop import TrainingError
     except ImportError as error:
         raise Refusal(f"training needs more ({error.name} is missing): pip install 'memory-titan[train]'") from None
     if preset is not None and config is not None:

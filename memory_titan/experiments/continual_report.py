@@ -144,7 +144,7 @@ def _courses(record: Record, stream: str, path: Path) -> None:
         axis.grid(alpha=0.3)
     for axis in axes.flat[len(models) :]:
         axis.axis("off")
-    axes[0][0].legend(fontsize=6)
+    axes[0][0].legend(fontsize=6, framealpha=0.6, loc="center right")
     figure.supxlabel("steps", fontsize=8)
     figure.supylabel("accuracy", fontsize=8)
     _save(figure, path)
@@ -157,7 +157,7 @@ def _matrices(record: Record, stream: str, path: Path) -> None:
     protocols = [protocol for protocol in record["settings"]["passes"] if _lines(record, stream, protocol)]
     models = [line["model"] for line in _lines(record, stream, protocols[0]) if not line["model"].startswith("neigh")]
     figure, axes = plt.subplots(
-        len(protocols), len(models), figsize=(1.7 * len(models), 2 * len(protocols)), squeeze=False
+        len(protocols), len(models), figsize=(1.7 * len(models), 2.3 * len(protocols)), squeeze=False
     )
     for row, protocol in zip(axes, protocols, strict=True):
         for axis, model in zip(row, models, strict=True):

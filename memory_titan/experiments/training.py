@@ -1,19 +1,14 @@
-"""A plain training loop for small models, and settings read from a file."""
+"""A plain training loop for small models."""
 
 from __future__ import annotations
 
-import dataclasses
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-Settings = TypeVar("Settings")
 Batch = dict[str, Tensor]
 
 
@@ -90,21 +85,3 @@ def fit(
         if after is not None:
             after(step)
     return course
-
-
-def load_settings(kind: type[Settings], path: str | os.PathLike[str]) -> Settings:
-    """A dataclass of settings from a YAML file; what the file does not name keeps its default.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no mapping, or names what there is not.
-    """
-    import yaml
-
-    values: Any = yaml.safe_load(Path(path).read_text("utf-8")) or {}
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected names and values; got {type(values).__name__}")
-    known = {each.name for each in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    if unknown := sorted(set(values) - known):
-        raise ValueError(f"{path}: there is no setting {', '.join(unknown)}; there are {', '.join(sorted(known))}")
-    return kind(**values)

@@ -49,6 +49,13 @@ def standard_library() -> Path:
     return Path(os.__file__).parent
 
 
+def library_files() -> Iterator[tuple[str, Path]]:
+    """Paths below the standard library, and the files: Python sources, without tests."""
+    root = standard_library()
+    for file in _files(root, _SKIPPED | _TESTS):
+        yield file.relative_to(root).as_posix(), file
+
+
 def split_of(path: str) -> str:
     """ "train" or "test", a fifth; by the path within the tree alone."""
     return "test" if hashlib.sha256(path.encode("utf-8", "surrogatepass")).digest()[0] % 5 == 0 else "train"

@@ -1,7 +1,9 @@
-"""Checkpoints of a training run: the graft as it is shared, and beside it what training needs to go on exactly.
+"""Checkpoints of a training run: the model as it is shared, and beside it what training needs to go on exactly.
 
     output/latest/   adapter_config.json, adapter_model.safetensors, trainer.pt, progress.json
-    output/best/     the same, of the best evaluation so far
+    output/best/     the same, of a graft's best evaluation so far
+
+Of a language model config.json and model.safetensors in place of the graft's two.
 
 A checkpoint is written beside its place and then renamed: there is always a whole one, whenever a run is killed.
 """
@@ -12,11 +14,13 @@ import json
 import os
 import pickle
 import shutil
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, load_model
+from torch import nn
 
 from memory_titan.graft.adapter import WEIGHTS, put
 from memory_titan.graft.model import MemoryModel
@@ -28,12 +32,19 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be used; the message says which file and why."""
 
 
-def save_checkpoint(folder: Path, model: MemoryModel, trainer: dict[str, Any], progress: dict[str, Any]) -> None:
+class Saves(Protocol):
+    """What has a `save_pretrained`."""
+
+    def save_pretrained(self, folder: str, /) -> Any:
+        """Write all into a folder."""
+
+
+def save_checkpoint(folder: Path, model: Saves, trainer: dict[str, Any], progress: dict[str, Any]) -> None:
     """Write a checkpoint whole, in the place of what was there.
 
     Args:
         folder: its place.
-        model: whose graft it is.
+        model: a grafted one, whose graft is saved, or a language model.
         trainer: tensors and numbers for `torch.save`: optimizer, schedule, random numbers.
         progress: for JSON.
     """
@@ -58,7 +69,8 @@ def find_checkpoint(folder: Path) -> Path:
     for place in (folder, folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")):
         if (place / PROGRESS).exists():
             if place != folder and not folder.exists():
-                os.rename(place, folder)
+                with suppress(FileNotFoundError):  # another process was faster
+                    os.rename(place, folder)
                 return folder
             return place
     raise CheckpointError(f"{folder} holds no checkpoint: {PROGRESS} is missing")
@@ -75,6 +87,21 @@ def load_weights(folder: Path, model: MemoryModel) -> None:
         put(model, load_file(path))
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing") from None
+    except Exception as error:  # of safetensors, or names and shapes that differ
+        raise CheckpointError(f"{path} does not fit: {str(error).strip().splitlines()[-1].strip()}") from error
+
+
+def load_language_model(folder: Path, model: nn.Module) -> None:
+    """The weights of a whole model into one of the same configuration.
+
+    Raises:
+        CheckpointError: they are missing, damaged, or of another shape.
+    """
+    path = folder / "model.safetensors"
+    if not path.exists():
+        raise CheckpointError(f"{path} is missing")
+    try:
+        load_model(model, path)
     except Exception as error:  # of safetensors, or names and shapes that differ
         raise CheckpointError(f"{path} does not fit: {str(error).strip().splitlines()[-1].strip()}") from error
 

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from memory_titan.graft.branch import MemoryBranch
 from memory_titan.graft.model import MemoryModel
+
+Log = TypeVar("Log", bound="ScalarLog")
 
 
 def summary_writer() -> Any:
@@ -35,27 +37,53 @@ def summary_writer() -> Any:
     return SummaryWriter
 
 
-class TensorBoardLog:
-    """Writes what `train` reports; a `report` for it, and a context manager that ends the file.
-
-        with TensorBoardLog(folder, model) as log:
-            train(model, ..., report=log)
-
-    Of several processes only the first writes.
+class ScalarLog:
+    """Scalars in event files; a context manager that ends the file. Of several processes only the first writes.
 
     Args:
         folder: for the event files; of one run. It may hold those of the same run before it was resumed.
-        model: what is trained; its branches are watched while it is in eval mode.
         step: where the run goes on from. What was written of later steps is not shown any more.
 
     Raises:
         ValueError: tensorboard is not installed.
     """
 
-    def __init__(self, folder: Path, model: MemoryModel, step: int = 0) -> None:
+    def __init__(self, folder: Path, step: int = 0) -> None:
         writer = summary_writer()
         self._make = lambda: writer(str(folder), purge_step=step + 1)
         self._writer: Any = None
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """Write scalars by their names."""
+        if not _is_first():
+            return
+        if self._writer is None:  # not before the first record: only then is it known which process this is
+            self._writer = self._make()
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def __enter__(self: Log) -> Log:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+class TensorBoardLog(ScalarLog):
+    """Writes what `train` reports of a graft; a `report` for it.
+
+        with TensorBoardLog(folder, model) as log:
+            train(model, ..., report=log)
+
+    Args:
+        folder, step: see `ScalarLog`.
+        model: what is trained; its branches are watched while it is in eval mode.
+    """
+
+    def __init__(self, folder: Path, model: MemoryModel, step: int = 0) -> None:
+        super().__init__(folder, step)
         self._watched = {layer: _Watched(branch) for layer, branch in model.branches.items()}
 
     def __call__(self, record: dict[str, Any]) -> None:
@@ -65,22 +93,12 @@ class TensorBoardLog:
         if evaluated:
             for layer, watched in self._watched.items():
                 found |= {f"{what}/layer_{layer}": value for what, value in watched.take().items()}
-        if not _is_first():
-            return
-        if self._writer is None:  # not before the first record: only then is it known which process this is
-            self._writer = self._make()
-        for name, value in found.items():
-            self._writer.add_scalar(name, value, record["step"])
-        self._writer.flush()
-
-    def __enter__(self) -> TensorBoardLog:
-        return self
+        self.write(record["step"], found)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         for watched in self._watched.values():
             watched.handle.remove()
-        if self._writer is not None:
-            self._writer.close()
+        super().__exit__(kind, error, at)
 
 
 class _Watched:

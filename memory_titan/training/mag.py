@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,14 +31,9 @@ from memory_titan.training.checkpoint import (
     load_weights,
     save_checkpoint,
 )
+from memory_titan.training.loop import Report, TrainingError, rate_at
 from memory_titan.training.objective import AnswerLoss, Sums
 from memory_titan.training.sharded import gathered, load_optimizer, saveable, whole
-
-Report = Callable[[dict[str, Any]], None]
-
-
-class TrainingError(RuntimeError):
-    """Training that cannot go on; the message says at which step and on what."""
 
 
 @dataclass
@@ -72,14 +67,6 @@ class TrainConfig:
             raise ValueError(f"learning_rate and clip must be positive; got {self.learning_rate} and {self.clip}")
         if self.mixed_precision not in ("no", "bf16"):
             raise ValueError(f'mixed_precision must be "no" or "bf16"; got {self.mixed_precision!r}')
-
-
-def rate_at(step: int, steps: int, config: TrainConfig) -> float:
-    """The learning rate of a step (from 0) of `steps`, over the highest one."""
-    warm = max(1, round(config.warmup * steps))
-    if step < warm:
-        return (step + 1) / warm
-    return 0.1 + 0.45 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
 def train(
@@ -150,7 +137,7 @@ def train(
 
     def save(name: str) -> None:
         trainer = {"optimizer": whole(optimizer.state_dict()), "random": torch.get_rng_state()}
-        with saveable(model):
+        with saveable(model, model.branches, model.get_input_embeddings()):
             if accelerator.is_main_process:
                 save_checkpoint(output / name, model, trainer, progress)
         accelerator.wait_for_everyone()
@@ -168,7 +155,7 @@ def train(
                     break
                 started = time.perf_counter()
                 for settings in optimizer.param_groups:
-                    settings["lr"] = config.learning_rate * rate_at(step, int(steps), config)
+                    settings["lr"] = config.learning_rate * rate_at(step, int(steps), config.warmup)
                 ramp = min(1.0, (step + 1) / max(1.0, config.price_ramp * steps))
                 record = _step(accelerator, objective, optimizer, group, config, step, ramp)
                 progress["step"] = step + 1

@@ -1,9 +1,9 @@
 """Training with FSDP2: the weights shared out over processes, a layer's gathered while it runs.
 
-`accelerate launch --config_file runs/accelerate_fsdp2.yaml -m memory_titan train mag ...`. Each layer of the frozen
-model is a unit; branches, embeddings and head belong to the objective itself and are whole while its forward runs.
-What happens outside of it, evaluation and saving, needs what is here. All of it must be called by all processes alike;
-without FSDP2 all of it does nothing.
+`accelerate launch --config_file runs/accelerate_fsdp2.yaml -m memory_titan train mag ...`, or `train lm`. Each layer of
+the model is a unit; embeddings, head and a graft's branches belong to the objective itself and are whole while its
+forward runs. What happens outside of it, evaluation and saving, needs what is here. All of it must be called by all
+processes alike; without FSDP2 all of it does nothing.
 """
 
 from __future__ import annotations
@@ -15,15 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from memory_titan.graft.model import MemoryModel
-
 
 @contextmanager
-def gathered(objective: nn.Module) -> Iterator[None]:
-    """Within, what belongs to no layer is whole, and the model can be called; layers gather themselves as they run."""
+def gathered(objective: nn.Module, layers: bool = False) -> Iterator[None]:
+    """Within, what belongs to no layer is whole, and the model can be called; layers gather themselves as they run.
+
+    Args:
+        objective: what accelerate has prepared.
+        layers: theirs is whole, too, until they have run: for what they do outside of a call.
+    """
     parts: list[Any] = [part for part in objective.modules() if _is_sharded(part)]
-    for root in parts[:1]:
-        root.unshard()
+    for part in parts if layers else parts[:1]:
+        part.unshard()
     try:
         yield
     finally:
@@ -32,20 +35,23 @@ def gathered(objective: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def saveable(model: MemoryModel) -> Iterator[None]:
-    """Within, what is saved of a model is whole, and the model cannot be called: what is trained, branches, embeddings.
+def saveable(model: nn.Module, *also: nn.Module) -> Iterator[None]:
+    """Within, what is saved of a model is whole, and the model cannot be called: what is trained, and the parts `also`.
 
-    The embeddings are of the fingerprint; of the frozen layers nothing is gathered.
+    Of a graft these are its branches and the embeddings, for the fingerprint; of frozen layers nothing is gathered.
     """
     wanted = {id(p) for p in model.parameters() if p.requires_grad}
-    wanted |= {id(p) for part in (model.branches, model.get_input_embeddings()) for p in part.parameters()}
+    wanted |= {id(p) for part in also for p in part.parameters()}
     swapped: list[tuple[nn.Module, str, nn.Parameter]] = []
+    gathered_once: dict[int, nn.Parameter] = {}  # tied weights stay tied
     try:
         for module in model.modules():
             for name, p in module._parameters.items():
                 if p is not None and id(p) in wanted and _is_dtensor(p):
                     swapped.append((module, name, p))
-                    module._parameters[name] = nn.Parameter(whole(p.detach()), p.requires_grad)
+                    if id(p) not in gathered_once:
+                        gathered_once[id(p)] = nn.Parameter(whole(p.detach()), p.requires_grad)
+                    module._parameters[name] = gathered_once[id(p)]
         yield
     finally:
         for module, name, p in swapped:

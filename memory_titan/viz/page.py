@@ -1,6 +1,6 @@
-"""One HTML page to look into a bank of slots: pick a head, walk along the stream, ask any cell for its weight.
+"""One HTML page to look into a memory, slots or neural: pick a head, walk along the stream, ask any cell.
 
-By hand (`data/slots.html`: HTML, canvas, SVG, a little JavaScript), not by a chart library: Plotly alone would put
+By hand (`data/page.html`: HTML, canvas, SVG, a little JavaScript), not by a chart library: Plotly alone would put
 several megabytes into every page, and this one can be sent by mail, opened without a network and read in a year.
 """
 
@@ -18,27 +18,35 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from memory_titan.viz.neural_record import OF_WEIGHTS, NeuralRecord
 from memory_titan.viz.slots import check_tokens
 from memory_titan.viz.slots_record import Lifetimes, SlotRecord
 from memory_titan.viz.survival import kaplan_meier
 
-MAX_PAGE_CELLS = 500_000  # tokens x heads x slots; megabytes if all are in use, a few hundred kB with top-k addressing
+MAX_PAGE_CELLS = (
+    500_000  # tokens x heads x slots, or matrices; megabytes if all are in use, a few hundred kB with top-k addressing
+)
 _DIGITS = 3  # of weights: what is below 0.0005 is not in the page
 _UNSAFE = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&"}  # none may end the script element or begin a comment
 
 
 def write_page(
-    path: str | os.PathLike[str], record: SlotRecord, title: str, tokens: Sequence[str] | None = None
+    path: str | os.PathLike[str],
+    record: SlotRecord | NeuralRecord,
+    title: str,
+    tokens: Sequence[str] | None = None,
 ) -> Path:
     """Write the page; it needs no network and no other file.
 
-    A head is picked, and writes or reads; a slider walks along the stream. There are the weights of slots over time,
+    A head is picked, and writes or reads; a slider walks along the stream. Of slots there are their weights over time,
     with surprise and write gate beneath; the tokens; survival of slots (Kaplan-Meier), their usage, the entropy of
-    reads.
+    reads. Of a neural memory: how far each token moved each matrix, with surprise and gates beneath; the tokens; what
+    decay leaves, how far the weights are from where they began, their norm.
 
     Args:
         path: of the page, .html; its folder is made.
-        record: of one bank; at most 500,000 cells (tokens x heads x slots). Weights are told to 0.001.
+        record: of one memory; at most 500,000 cells (tokens x heads x slots, or x matrices). Weights of slots are told
+            to 0.001.
         title: above it.
         tokens: T names; None: tokens are told by their number only.
 
@@ -56,34 +64,49 @@ def write_page(
     return path
 
 
-def render_page(record: SlotRecord, title: str, tokens: Sequence[str] | None = None) -> str:
+def render_page(record: SlotRecord | NeuralRecord, title: str, tokens: Sequence[str] | None = None) -> str:
     """The page as HTML; arguments and errors as in `write_page`."""
     data = json.dumps(page_data(record, tokens), allow_nan=False, separators=(",", ":")).translate(_UNSAFE)
-    counts = ((record.tokens, "token"), (record.heads, "head"), (record.slots, "slot"))
-    lead = ", ".join(f"{count:,} {name}{'' if count == 1 else 's'}" for count, name in counts)
+    rows = (
+        _counted(record.matrices, "matrix", "matrices")
+        if isinstance(record, NeuralRecord)
+        else _counted(record.slots, "slot")
+    )
+    lead = f"{_counted(record.tokens, 'token')}, {_counted(record.heads, 'head')}, {rows}"
     parts = {"title": escape(title), "lead": f"{lead} a head.", "data": data}
-    template = resources.files("memory_titan.viz").joinpath("data/slots.html").read_text("utf-8")
+    template = resources.files("memory_titan.viz").joinpath("data/page.html").read_text("utf-8")
     return re.sub(r"\{\{(title|lead|data)\}\}", lambda mark: parts[mark[1]], template)
 
 
-def page_data(record: SlotRecord, tokens: Sequence[str] | None = None) -> dict[str, Any]:
-    """What the page is drawn from, JSON-able: `slots`, `tokens` (or None) and `heads`, in which
+def page_data(record: SlotRecord | NeuralRecord, tokens: Sequence[str] | None = None) -> dict[str, Any]:
+    """What the page is drawn from, JSON-able: `tokens` (or None) and `heads`; of slots also `slots`, and in `heads`
 
     writes, reads: a list a token, [slot, weight, slot, weight, ...] of weights of 0.0005 and more;
     took, gate, surprise, entropy: a number a token; None where there was nothing to measure;
     usage, effective: of "reads" and "writes", as `SlotRecord.usage` and `SlotRecord.effective_slots`;
     survival: times, survival, low, high, censored, median, count of `Survival`; None: no slot was taken.
 
+    Of a neural memory also `matrices` and `looks`, the tokens written at each look, and in `heads`
+
+    surprise (the loss), gradient, write, gate (the step), decay, momentum (None where there is none): a number a token;
+    left: a number a lag, `NeuralRecord.left`;
+    norm, moved, away: a list a matrix of a number a look.
+
     Raises:
         ValueError: as `write_page`.
     """
     check_tokens(record.tokens, tokens)
-    if record.writes.size > MAX_PAGE_CELLS:
+    count, rows = (record.matrices, "matrices") if isinstance(record, NeuralRecord) else (record.slots, "slots")
+    if (size := record.tokens * record.heads * count) > MAX_PAGE_CELLS:
         raise ValueError(
-            f"{record.tokens:,} tokens, {record.heads} heads and {record.slots:,} slots make {record.writes.size:,} "
-            f"cells; a page holds at most {MAX_PAGE_CELLS:,}, here {MAX_PAGE_CELLS // record.writes[0].size:,} tokens: "
-            "record fewer"
+            f"{record.tokens:,} tokens, {record.heads} heads and {count:,} {rows} make {size:,} cells; a page holds at "
+            f"most {MAX_PAGE_CELLS:,}, here {MAX_PAGE_CELLS // (record.heads * count):,} tokens: record fewer"
         )
+    told = _neural(record) if isinstance(record, NeuralRecord) else _slots(record)
+    return {"tokens": None if tokens is None else list(tokens), **told}
+
+
+def _slots(record: SlotRecord) -> dict[str, Any]:
     lives, entropy = record.lifetimes(), record.read_entropy()
     usage = {of: (record.usage(of), record.effective_slots(of)) for of in ("reads", "writes")}
     heads = [
@@ -100,7 +123,29 @@ def page_data(record: SlotRecord, tokens: Sequence[str] | None = None) -> dict[s
         }
         for head in range(record.heads)
     ]
-    return {"slots": record.slots, "tokens": None if tokens is None else list(tokens), "heads": heads}
+    return {"slots": record.slots, "heads": heads}
+
+
+def _neural(record: NeuralRecord) -> dict[str, Any]:
+    left, eta = record.left(), bool(record.momentum.any())
+    heads = [
+        {
+            "surprise": _rounded(record.loss[:, head], 6),
+            "gradient": _rounded(record.gradient[:, head], 6),
+            "write": _rounded(record.write[:, head], 6),
+            "gate": _rounded(record.step[:, head], 6),
+            "decay": _rounded(1 - record.keep[:, head], 6),
+            "momentum": _rounded(record.momentum[:, head], 4) if eta else None,
+            "left": _rounded(left[:, head], 4),
+            **{name: [_rounded(one, 6) for one in getattr(record, name)[:, head].T] for name in OF_WEIGHTS},
+        }
+        for head in range(record.heads)
+    ]
+    return {"matrices": record.matrices, "looks": record.looked_at.tolist(), "heads": heads}
+
+
+def _counted(count: int, name: str, plural: str = "") -> str:
+    return f"{count:,} {name if count == 1 else plural or name + 's'}"
 
 
 def _survival(lives: Lifetimes) -> dict[str, Any] | None:

@@ -56,7 +56,7 @@ def draw_access(path: Path, record: SlotRecord, title: str, tokens: Sequence[str
             if column == 0:
                 axis.set_ylabel("slot")
         figure.colorbar(picture, ax=list(axes[:, column]), label=f"weight of {name}", fraction=0.05)
-        _name_tokens(axes[-1][column], tokens)
+        name_tokens(axes[-1][column], tokens)
     figure.suptitle(title, fontsize=11)
     return save(plt, figure, path)
 
@@ -204,7 +204,7 @@ def draw_read_entropy(path: Path, record: SlotRecord, title: str, tokens: Sequen
         raise ValueError("nothing was ever read")
     plt = pyplot()
     figure, (over_time, spread) = plt.subplots(
-        1, 2, figsize=(9, 3.4), sharey=True, width_ratios=(3, 1), layout="constrained"
+        1, 2, figsize=(8.4, 3.2), sharey=True, width_ratios=(3, 1), layout="constrained"
     )
     top = max(float(np.nanmax(entropies)), math.log(2))
     bins = np.linspace(0, top, 21)
@@ -219,11 +219,11 @@ def draw_read_entropy(path: Path, record: SlotRecord, title: str, tokens: Sequen
         if math.log(count) <= top * 1.01:
             for axis in (over_time, spread):
                 axis.axhline(math.log(count), color="#999999", linewidth=0.7, linestyle="--", zorder=0)
-            spread.annotate(f"{count} slots alike", (1, math.log(count)), xycoords=("axes fraction", "data"),
-                            ha="right", va="bottom", fontsize=7.5, color="#555555")  # fmt: skip
+            spread.annotate(f"{count} slots alike", (1.02, math.log(count)), xycoords=("axes fraction", "data"),
+                            ha="left", va="center", fontsize=7.5, color="#555555")  # fmt: skip
     over_time.set(ylabel="entropy of a read, nats", ylim=(-0.03 * top, 1.1 * top))
     spread.set(xlabel="reads")
-    _name_tokens(over_time, tokens)
+    name_tokens(over_time, tokens)
     for axis in (over_time, spread):
         axis.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=3, fontsize=9, frameon=False)
@@ -306,7 +306,8 @@ def check_tokens(count: int, tokens: Sequence[str] | None) -> None:
         raise ValueError(f"the record has {count} tokens; got {len(tokens)} names")
 
 
-def _name_tokens(axis: Any, tokens: Sequence[str] | None) -> None:
+def name_tokens(axis: Any, tokens: Sequence[str] | None) -> None:
+    """Label the time, with the tokens' names if there are at most 64."""
     if tokens is not None and len(tokens) <= _NAMED:
         axis.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize=7)
     axis.set_xlabel("token")

@@ -10,11 +10,11 @@ from memory_titan.experiments import slot_lives
 from memory_titan.experiments.forgetting import ABLATIONS, MODELS, Settings, build, run
 from memory_titan.experiments.forgetting_report import ablation_table, report
 from memory_titan.experiments.slot_lives import Life, follow, half_life, only_facts, replay, survival
-from memory_titan.experiments.training import load_settings
 from memory_titan.memory.slots.trace import SlotTrace
 from memory_titan.memory.surprise import Surprise
 from memory_titan.models import parameter_count
 from memory_titan.tasks.forgetting import ForgettingTask
+from memory_titan.training.settings import load_settings
 
 TINY = {
     "seeds": 2, "hidden": 16, "steps": 2, "baseline_steps": 2, "rows": 2, "rates": [3e-3], "test_rows": 6,

@@ -10,10 +10,10 @@ import torch
 
 from memory_titan.experiments import longdep
 from memory_titan.experiments.longdep_slots import information, watch_slots, without_heads
-from memory_titan.experiments.training import load_settings
 from memory_titan.models import parameter_count
 from memory_titan.tasks.distance import DistanceTask
 from memory_titan.tasks.recall import NO_LABEL
+from memory_titan.training.settings import load_settings
 
 TINY = longdep.Settings(
     models=["slots", "lstm"],
