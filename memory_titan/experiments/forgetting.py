@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from memory_titan import __version__
 from memory_titan.experiments import slot_lives
 from memory_titan.experiments.forgetting_report import report
+from memory_titan.experiments.slot_page import slot_page
 from memory_titan.experiments.training import fit
 from memory_titan.memory.slots.layer import MultiHeadMemoryBank
 from memory_titan.memory.slots.rule import SlotGates
@@ -36,7 +37,7 @@ from memory_titan.models import (
     width_of_size,
 )
 from memory_titan.models.memnet import MemNetLayer
-from memory_titan.tasks.forgetting import GONE, KINDS, Facts, ForgettingTask
+from memory_titan.tasks.forgetting import ASK, GONE, KINDS, MARKS, Facts, ForgettingTask
 
 __all__ = ["ABLATIONS", "Settings", "answers", "build", "report", "run", "summary", "train", "watch"]
 Record = dict[str, Any]
@@ -286,6 +287,8 @@ def run(settings: Settings, progress: Callable[[str], None], finished: Path | No
                 start = watch(build(name, settings, options), x[part], few, settings)
             model, went = train(name, settings, seed, rate, options)
             done = {"label": label, "seed": seed, "rate": rate, **went, "accuracy": answers(model, x, y, facts)}
+            if label == "memnet" and not seed:
+                done["page"] = slot_page(model, x, names_of(x[0], settings.stream))
             if name == "memnet":
                 done |= {"slots": watch(model, x[part], few, settings), "start": start}
             return done
@@ -322,6 +325,18 @@ def run(settings: Settings, progress: Callable[[str], None], finished: Path | No
         "runs": runs,
         "summary": summary(runs),
     }
+
+
+def names_of(x: Tensor, task: ForgettingTask) -> list[str]:
+    """Of a first row's tokens `[T]`: a kind's letter, k and v with numbers, "?", "gone", "."."""
+    last = MARKS + task.keys
+
+    def name(token: int) -> str:
+        if token < MARKS:
+            return "EOS"[token] if token < ASK else {ASK: "?", GONE: "gone"}[token]
+        return f"k{token - MARKS}" if token < last else f"v{token - last}" if token < last + task.values else "."
+
+    return [name(token) for token in x.tolist()]
 
 
 class Finished:

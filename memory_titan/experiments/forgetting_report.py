@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from memory_titan.experiments.markdown import table
+from memory_titan.experiments.slot_page import write_slot_page
 from memory_titan.tasks.forgetting import KINDS, ROLES
 
 Record = dict[str, Any]
@@ -35,7 +36,11 @@ def report(record: Record, folder: Path) -> list[Path]:
     files = [folder / "record.json", folder / "report.md"]
     files[0].write_text(json.dumps(record, separators=(",", ":")) + "\n", "utf-8")
     files[1].write_text(markdown(record), "utf-8")
-    return files + figures(record, folder)
+    files += figures(record, folder)
+    page = next((run["page"] for run in record["runs"] if "page" in run), None)
+    return files + write_slot_page(
+        page, folder / "slots.html", "Facts that expire (E), are overwritten (O), or stay (S)"
+    )
 
 
 def markdown(record: Record) -> str:

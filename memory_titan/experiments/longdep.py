@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from memory_titan.experiments.longdep_report import report
 from memory_titan.experiments.longdep_slots import watch_slots, without_heads
+from memory_titan.experiments.slot_page import slot_page
 from memory_titan.experiments.training import Course, fit
 from memory_titan.models import (
     MemNet,
@@ -175,6 +176,7 @@ def run(settings: Settings, progress: Callable[[str], None]) -> dict[str, Any]:
     rates = {name: sweep(settings, name, progress) for name in settings.models}
     chosen = {name: best(tried) for name, tried in rates.items()}
     models: dict[str, list[dict[str, Any]]] = {}
+    page = None
     for name in settings.models:
         for seed in range(settings.seeds):
             model, told = trained(settings, name, seed, chosen[name], settings.steps)
@@ -182,6 +184,8 @@ def run(settings: Settings, progress: Callable[[str], None]) -> dict[str, Any]:
             told |= watch_slots(model, *draw(DistanceTask(256, settings.pairs), settings.test_rows))
             told |= {"heads": without_heads(model, settings.pairs, accuracy)}
             models.setdefault(name, []).append(told)
+            if name == "slots" and not seed:
+                page = look(model, settings)
             progress(f"{name}, seed {seed}: " + ", ".join(f"{d}: {a:.2f}" for d, a in told["accuracy"]))
     longer: dict[str, list[dict[str, Any]]] = {}
     for name in [name for name in settings.models if settings.longer and name != "slots"]:
@@ -201,6 +205,7 @@ def run(settings: Settings, progress: Callable[[str], None]) -> dict[str, Any]:
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "rates": rates,
         "models": models,
+        "page": page,
         "longer": longer,
         "ablations": ablations,
         "cpu_minutes": (time.process_time() - begun) / 60,
@@ -275,6 +280,15 @@ def state_bytes(model: nn.Module, settings: Settings) -> int:
     with torch.no_grad():
         out = model(torch.zeros(1, 4 * settings.window, dtype=torch.int64), use_cache=True)
     return int(out.past_key_values.nbytes)
+
+
+def look(model: nn.Module, settings: Settings) -> dict[str, Any]:
+    """A row of the test at a distance of 64, or what there is room for, token by token; see `slot_page`."""
+    task = DistanceTask(max(64, 2 * settings.pairs), settings.pairs)
+    x, _ = draw(task, 1)
+    keys, values = task.keys, task.keys + task.values
+    names = [f"k{i}" if i < keys else f"v{i - keys}" if i < values else "." for i in x[0].tolist()]
+    return slot_page(model, x, names)
 
 
 def draw(task: RecallTask | DistanceTask, rows: int, seed: int = TEST) -> tuple[Tensor, Tensor]:

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from memory_titan.experiments.markdown import table
+from memory_titan.experiments.slot_page import write_slot_page
 from memory_titan.viz.plotting import STYLES
 
 Run = dict[str, Any]
 
 
 def report(record: dict[str, Any], folder: Path) -> str:
-    """Write `record.json`, `report.md` and three figures (`longdep-*.png`) into `folder`.
+    """Write `record.json`, `report.md`, three figures (`longdep-*.png`) and the page `slots.html` into `folder`.
 
     Returns:
         The report, Markdown.
@@ -28,6 +29,7 @@ def report(record: dict[str, Any], folder: Path) -> str:
     told = text(record)
     (folder / "report.md").write_text(told, "utf-8")
     draw(record, folder)
+    write_slot_page(record.get("page"), folder / "slots.html", "Pairs among filler, asked for 64 tokens later")
     return told
 
 

@@ -66,14 +66,16 @@ def write_page(
 
 def render_page(record: SlotRecord | NeuralRecord, title: str, tokens: Sequence[str] | None = None) -> str:
     """The page as HTML; arguments and errors as in `write_page`."""
-    data = json.dumps(page_data(record, tokens), allow_nan=False, separators=(",", ":")).translate(_UNSAFE)
-    rows = (
-        _counted(record.matrices, "matrix", "matrices")
-        if isinstance(record, NeuralRecord)
-        else _counted(record.slots, "slot")
-    )
-    lead = f"{_counted(record.tokens, 'token')}, {_counted(record.heads, 'head')}, {rows}"
-    parts = {"title": escape(title), "lead": f"{lead} a head.", "data": data}
+    return html_of(page_data(record, tokens), title)
+
+
+def html_of(data: dict[str, Any], title: str) -> str:
+    """The page of what `page_data` gave, which a report can keep as JSON."""
+    first = data["heads"][0]
+    rows = _counted(data["matrices"], "matrix", "matrices") if "matrices" in data else _counted(data["slots"], "slot")
+    lead = f"{_counted(len(first['surprise']), 'token')}, {_counted(len(data['heads']), 'head')}, {rows}"
+    told = json.dumps(data, allow_nan=False, separators=(",", ":")).translate(_UNSAFE)
+    parts = {"title": escape(title), "lead": f"{lead} a head.", "data": told}
     template = resources.files("memory_titan.viz").joinpath("data/page.html").read_text("utf-8")
     return re.sub(r"\{\{(title|lead|data)\}\}", lambda mark: parts[mark[1]], template)
 

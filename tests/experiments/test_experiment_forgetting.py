@@ -137,7 +137,12 @@ def test_a_run_gives_a_whole_record(tmp_path):
     assert all(run["slots"]["decay"] is None for run in record["runs"] if run["label"] == "decay none")
     files = report(record, tmp_path / "out")
     assert all(file.stat().st_size > 500 for file in files)
-    assert len(files) == 5
+    assert [file.name for file in files if file.suffix == ".html"] == ["slots.html"] and len(files) == 6
+    said = [run["page"]["tokens"] for run in record["runs"] if "page" in run]
+    x, _, facts = settings.stream.batch(settings.test_rows, torch.Generator().manual_seed(7))
+    assert len(said) == 1 and len(said[0]) == x.shape[1]
+    at = facts.written[0, 0]
+    assert said[0][at - 2] in "EOS" and said[0][at - 1][0] == "k" and said[0][at][0] == "v"
     assert ablation_table(record).count("\n| decay none |") == 1
 
     lines.clear()

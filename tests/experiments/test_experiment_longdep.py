@@ -136,7 +136,8 @@ def test_a_run_and_its_report(tmp_path):
     text = longdep.report(record, tmp_path)
     assert "| slots |" in text and (tmp_path / "report.md").read_text("utf-8") == text
     pictures = {"longdep-distance.png", "longdep-training.png", "longdep-ablations.png"}
-    assert {path.name for path in tmp_path.iterdir()} == {"record.json", "report.md", *pictures}
+    assert {path.name for path in tmp_path.iterdir()} == {"record.json", "report.md", "slots.html", *pictures}
+    assert record["page"]["tokens"][0][0] in "kv." and len(record["page"]["heads"][0]["reads"]) == 68
 
 
 def test_the_rate_is_chosen_by_what_is_recalled_far_away():
