@@ -14,6 +14,7 @@ from memory_titan.memory.sparse.config import SparseDeltaBankConfig
 from memory_titan.memory.sparse.layer import SparseDeltaBank
 from memory_titan.memory.trace import trace, writing_price
 from memory_titan.models.memnet import MemNet, MemNetConfig, MemNetForSequenceClassification, TransformerController
+from memory_titan.models.titans import TitansConfig, TitansForCausalLM
 from memory_titan.store.config import LongTermMemoryConfig
 from memory_titan.store.manager import TitansManager
 
@@ -37,6 +38,8 @@ __all__ = [
     "Qwen3MAGConfig",
     "SparseDeltaBank",
     "SparseDeltaBankConfig",
+    "TitansConfig",
+    "TitansForCausalLM",
     "TitansManager",
     "TransformerController",
     "get_memory_model",
