@@ -69,7 +69,10 @@ def training(job: dict[str, Any], measure: Any) -> tuple[dict[str, Any], Turn]:
 
     def turn() -> dict[str, Any]:
         times = measure.timed(step)
-        return {"times": times, "loss": last, "peak": measure.high_water(), "growth": water.growth()}
+        told = {"times": times, "loss": last, "peak": measure.high_water(), "growth": water.growth()}
+        optimizer.zero_grad()
+        measure.release()  # those who wait do not fill the machine
+        return told
 
     return {"parameters": sum(p.numel() for p in model.parameters())}, turn
 
