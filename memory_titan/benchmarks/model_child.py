@@ -65,7 +65,7 @@ def training(job: dict[str, Any], measure: Any) -> tuple[dict[str, Any], Turn]:
         loss = model(ids, return_loss=True) if peer else model(input_ids=ids, labels=ids).loss
         loss.backward()
         optimizer.step()
-        last = float(loss)
+        last = loss.item()
 
     def turn() -> dict[str, Any]:
         times = measure.timed(step)
