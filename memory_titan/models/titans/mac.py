@@ -31,7 +31,7 @@ class MACState(MemoryState):
         memory: as of the last token; one.
         before: as it was where the segment began; one. Queries are put to this one.
         keys, values: of the segment's tokens so far, `[B, 2, H, segment, width]`: what was recalled for them, and they
-            themselves. 0 where none is yet.
+            themselves; keys turned to their positions. 0 where none is yet.
         tokens: `[B]`, int64, tokens of the segment so far, less than `segment`.
     """
 
@@ -150,6 +150,10 @@ class MACBlock(TitansBlock):
         h = self.memory.recall(asked, state.before[0], project=False)
         q, k, v = self._heads(made)
         recalled = self._heads(F.linear(h, self.qkv.weight[dim:]))
+        place = torch.arange(begin, begin + length, device=q.device)[None]
+        place = place if prefix is None else place + prefix[0].shape[2]
+        q, k = rotate(place + self.segment, self.steps, q, k)
+        (recalled[0],) = rotate(place, self.steps, recalled[0])
         keys, values = torch.stack([recalled[0], k], 1), torch.stack([recalled[1], v], 1)
         keys, values = (self._joined(*pair, valid, begin) for pair in ((state.keys, keys), (state.values, values)))
         y = self._attend(q, keys, values, prefix, begin)
@@ -181,19 +185,15 @@ class MACBlock(TitansBlock):
     def _attend(
         self, q: Tensor, keys: Tensor, values: Tensor, prefix: tuple[Tensor, Tensor] | None, begin: int
     ) -> Tensor:
-        """Queries `[B, H, T, width]` of the columns from `begin` on; keys `[B, 2, H, begin + T, width]`."""
+        """Queries `[B, H, T, width]` of the columns from `begin` on; keys `[B, 2, H, begin + T, width]`; all turned."""
         place = torch.arange(keys.shape[-2], device=q.device)
-        learned = 0 if prefix is None else prefix[0].shape[2]
-        at_recalled, at_tokens = place + learned, place + learned + self.segment
-        (q,) = rotate(at_tokens[None, begin:], self.steps, q)
-        recalled, own = rotate(at_recalled[None], self.steps, keys[:, 0])[0], keys[:, 1]
-        seen = [recalled, rotate(at_tokens[None], self.steps, own)[0]], [values[:, 0], values[:, 1]]
         causal = place[begin:, None] >= place
+        seen = [keys[:, 0], keys[:, 1]], [values[:, 0], values[:, 1]]
         sight = [causal, causal]
         if prefix is not None:
-            for tensors, learned_ones in zip(seen, prefix, strict=True):
-                tensors.insert(0, learned_ones.expand(len(q), -1, -1, -1))
-            sight.insert(0, causal.new_ones(len(causal), learned))
+            for tensors, learned in zip(seen, prefix, strict=True):
+                tensors.insert(0, learned.expand(len(q), -1, -1, -1))
+            sight.insert(0, causal.new_ones(len(causal), prefix[0].shape[2]))
         mask = torch.cat(sight, 1)
         y = F.scaled_dot_product_attention(q, torch.cat(seen[0], 2), torch.cat(seen[1], 2), attn_mask=mask)
         return self.out(y.transpose(1, 2).flatten(2))
