@@ -148,12 +148,12 @@ def run(settings: Settings, on_step: OnStep = lambda label, done: None) -> dict[
         "decoding": None,
     }
     jobs = contenders(settings)
-    if settings.only in (None, "training"):
+    if settings.only != "decoding":
         for batch in settings.batches:
             each = {name: replace(job, batch=batch) for name, job in jobs.items()}
             record["training"].append({"batch": batch, "contenders": take_turns(each, settings, on_step)})
             on_step(f"training, batch {batch}", 1)
-    if settings.only in (None, "decoding"):
+    if settings.only != "training":
         record["decoding"] = take_turns(decoders(jobs, settings), settings, on_step)
         on_step("decoding", 1)
     record["seconds"] = time.perf_counter() - started
@@ -173,7 +173,8 @@ def decoders(jobs: dict[str, Job], settings: Settings) -> dict[str, Job]:
     for name, job in chosen.items():
         limit = settings.contexts[-1] if name in settings.farthest else settings.far
         limit = {"full": settings.full, "peer": settings.peer_contexts[-1]}.get(name, limit)
-        places = settings.peer_contexts if name == "peer" else [n for n in settings.contexts if n <= limit]
+        given = settings.peer_contexts if name == "peer" else settings.contexts
+        places = [length for length in given if length <= limit] or [given[0]]
         calls = settings.calls
         made[name] = replace(job, kind="decoding", contexts=places, calls=calls, filled=name == "full")
     return made
