@@ -63,8 +63,8 @@ def plot(record: dict[str, Any], path: Path) -> None:
         axes.fill_between(
             lengths, [1e3 * s.low for s in found], [1e3 * s.high for s in found], color=line.get_color(), alpha=0.15
         )
-    axes.set(xscale="log", yscale="log", xlabel="tokens of context", ylabel="CPU ms a token")
     axes.set_xscale("log", base=2)
+    axes.set(yscale="log", xlabel="tokens of context", ylabel="CPU ms a token")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     figure.tight_layout()
