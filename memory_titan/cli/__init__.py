@@ -23,6 +23,7 @@ from memory_titan import __version__
 from memory_titan.cli.answers import answers
 from memory_titan.cli.bench import bench, presets_command
 from memory_titan.cli.bench_graft import bench_graft_command
+from memory_titan.cli.bench_model import bench_model_command
 from memory_titan.cli.bench_slots import bench_slots_command
 from memory_titan.cli.bench_store import bench_store_command
 from memory_titan.cli.chat import chat
@@ -353,6 +354,7 @@ def evaluate_retention_command(text: Path | None, plot: Path | None, asked: int,
 main.add_command(presets_command)
 main.add_command(bench)
 bench.add_command(bench_graft_command)
+bench.add_command(bench_model_command)
 bench.add_command(bench_slots_command)
 bench.add_command(bench_store_command)
 main.add_command(chat)

@@ -9,6 +9,7 @@ import laws
 from memory_titan.memory.neural.presets import PRESETS
 from memory_titan.memory.trace import trace, writing_price
 from memory_titan.models import StateCache, TitansConfig, TitansForCausalLM
+from memory_titan.models.layers import TransformerBlock
 from memory_titan.models.titans import naive
 from memory_titan.models.titans.fusion import FUSIONS
 from memory_titan.models.titans.model import BLOCKS
@@ -190,6 +191,26 @@ def test_bfloat16_and_float32(architecture):
     assert (half.double() - exact).norm() < 0.1 * exact.norm()
 
 
+# Some blocks without a memory.
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_blocks_without_a_memory(architecture, tmp_path):
+    lm, ids = model(architecture, layers=3, memory_layers=[1]), text()
+    kinds = [type(layer) for layer in lm.layers]
+    assert kinds == [TransformerBlock, BLOCKS[architecture], TransformerBlock]
+    assert lm.layers[0].attention.window == (6 if architecture == "mac" else 5)
+    cache, pieces = StateCache(), []
+    with torch.no_grad():
+        for part in ids.split([4, 1, 12], 1):
+            pieces.append(lm(part, past_key_values=cache).logits)
+        laws.same(torch.cat(pieces, 1), lm(ids).logits)
+    lm.save_pretrained(tmp_path)
+    again = TitansForCausalLM.from_pretrained(tmp_path, dtype=torch.float64).eval()
+    assert again.config.memory_layers == [1]
+    laws.same(again(ids).logits, lm(ids).logits)
+
+
 # Training.
 
 
@@ -254,6 +275,8 @@ def test_fusions(fusion):
         ({"preset": "titan"}, "preset"),
         ({"memory": "slots", "preset": "titans"}, "preset"),
         ({"fusion": "glue"}, "fusion"),
+        ({"memory_layers": [0, 4]}, "memory_layers"),
+        ({"memory_layers": [-1]}, "memory_layers"),
         ({"window": 0}, "window"),
         ({"segment": 0}, "segment"),
         ({"persistent": -1}, "persistent"),

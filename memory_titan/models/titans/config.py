@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from memory_titan.memory.neural.config import NeuralMemoryConfig
@@ -32,6 +33,8 @@ class TitansConfig(MemoryModelConfig):
         segment: "mac": tokens of a segment, within which attention is causal and full. A multiple of the memory's
             chunk_size is the fastest. The paper does not say.
         window: "mag" and "mal": tokens that attention sees.
+        memory_layers: the blocks that have a memory, from 0; None: all. The others are transformer blocks, with the
+            segment's length for a window in "mac".
         fusion: "mac" and "mag": how both branches become one, see `Fusion`.
         write_price: in training, times the mean step size of all writes, added to the loss: what teaches hard gates
             (`memory_options={"gates": "hard"}`) to close on filler. "neural" only. May be changed between stages of
@@ -54,6 +57,7 @@ class TitansConfig(MemoryModelConfig):
         persistent: int = 4,
         segment: int = 64,
         window: int | None = 64,
+        memory_layers: Sequence[int] | None = None,
         fusion: str = "convex",
         write_price: float = 0.0,
         **kwargs: Any,
@@ -61,6 +65,7 @@ class TitansConfig(MemoryModelConfig):
         super().__init__(window=window, **kwargs)
         self.architecture, self.memory, self.preset = architecture, memory, preset
         self.memory_options, self.persistent, self.segment = dict(memory_options or {}), persistent, segment
+        self.memory_layers = None if memory_layers is None else sorted({int(layer) for layer in memory_layers})
         self.fusion, self.write_price = fusion, write_price
         if architecture not in ARCHITECTURES:
             raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}; got {architecture!r}")
@@ -74,6 +79,9 @@ class TitansConfig(MemoryModelConfig):
             raise ValueError(f"persistent must not be negative; got {persistent}")
         if segment < 1:
             raise ValueError(f"segment must be at least 1; got {segment}")
+        if wrong := [layer for layer in self.memory_layers or () if not 0 <= layer < self.num_hidden_layers]:
+            last = self.num_hidden_layers - 1
+            raise ValueError(f"memory_layers must be blocks 0 to {last} of num_hidden_layers; got {wrong[0]}")
         if not write_price >= 0 or (write_price and memory != "neural"):
             raise ValueError(f"write_price must not be negative, and is for memory='neural'; got {write_price}")
         if taken := sorted({"dim", "projections", "input_dim"} & set(self.memory_options)):
@@ -82,6 +90,11 @@ class TitansConfig(MemoryModelConfig):
             MEMORIES[memory](**self.memory_arguments())
         except (TypeError, ValueError) as error:
             raise ValueError(f"memory_options: {error}") from None
+
+    def block_options(self) -> dict[str, Any]:
+        """Of a block without a memory."""
+        options = super().block_options()
+        return options | {"window": self.segment} if self.architecture == "mac" else options
 
     def memory_arguments(self) -> dict[str, Any]:
         """Those of the memory's configuration."""

@@ -31,7 +31,7 @@ class MACState(MemoryState):
         memory: as of the last token; one.
         before: as it was where the segment began; one. Queries are put to this one.
         keys, values: of the segment's tokens so far, `[B, 2, H, segment, width]`: what was recalled for them, and they
-            themselves. 0 where none is yet.
+            themselves; keys turned to their positions. 0 where none is yet.
         tokens: `[B]`, int64, tokens of the segment so far, less than `segment`.
     """
 
@@ -107,34 +107,68 @@ class MACBlock(TitansBlock):
             state: from before.
             begin: tokens of the first segment that no row reads.
         """
+        # All that does not ask the memory is made for the whole text, before the loop and behind it.
+        asked, made = self.query(n), self.qkv(n)
+        prefix = self._prefix_heads()
         ends = range(self.segment, begin + n.shape[1] + self.segment, self.segment)
-        out, at = [], 0
+        attended, remembered, at = [], [], 0
         for end in ends:
             stop = min(end - begin, n.shape[1])
             if stop == at:
                 break
-            part = None if valid is None else valid[:, at:stop]
-            y, state = self._segment(n[:, at:stop], part, state, begin if not at else 0, stop == end - begin)
-            out.append(y)
+            given = asked[:, at:stop], made[:, at:stop], None if valid is None else valid[:, at:stop], prefix
+            y, m, state = self._segment(*given, state, begin if not at else 0, stop == end - begin)
+            attended.append(y)
+            remembered.append(m)
             at = stop
-        return torch.cat(out, 1), state
+        return self.fusion(torch.cat(attended, 1), torch.cat(remembered, 1)), state
 
     def _segment(
-        self, n: Tensor, valid: Tensor | None, state: MACState, begin: int, full: bool
-    ) -> tuple[Tensor, MACState]:
-        """The next tokens n `[B, T, dim]` of a segment, in its columns from `begin` on; `full`: up to its end."""
-        length, dim = n.shape[1:]
-        h = self.memory.recall(self.query(n), state.before[0], project=False)
-        q, k, v = self._heads(self.qkv(n))
+        self,
+        asked: Tensor,
+        made: Tensor,
+        valid: Tensor | None,
+        prefix: tuple[Tensor, Tensor] | None,
+        state: MACState,
+        begin: int,
+        full: bool,
+    ) -> tuple[Tensor, Tensor, MACState]:
+        """The next tokens of a segment, in its columns from `begin` on; `full`: up to its end.
+
+        Args:
+            asked: `[B, T, dim]`, what the memory is asked.
+            made: `[B, T, 3 * dim]`, queries, keys and values.
+            valid: see `_segments`.
+            prefix: of `_prefix_heads`.
+            state: from before.
+            begin, full: see above.
+
+        Returns:
+            What attention said, what the memory says to it, both `[B, T, dim]`, and the state.
+        """
+        length, dim = asked.shape[1:]
+        h = self.memory.recall(asked, state.before[0], project=False)
+        q, k, v = self._heads(made)
         recalled = self._heads(F.linear(h, self.qkv.weight[dim:]))
+        place = torch.arange(begin, begin + length, device=q.device)[None]
+        place = place if prefix is None else place + prefix[0].shape[2]
+        q, k = rotate(place + self.segment, self.steps, q, k)
+        (recalled[0],) = rotate(place, self.steps, recalled[0])
         keys, values = torch.stack([recalled[0], k], 1), torch.stack([recalled[1], v], 1)
         keys, values = (self._joined(*pair, valid, begin) for pair in ((state.keys, keys), (state.values, values)))
-        y = self._attend(q, keys, values, begin)
+        y = self._attend(q, keys, values, prefix, begin)
         if valid is not None:
             y = torch.where(valid[..., None], y, 0.0)
         remembered, memory = self.memory(y, state.memory[0], valid)
-        y = self.fusion(y, remembered)
-        return y, self._moved(state, memory, keys, values, length if valid is None else valid.sum(1), full, valid)
+        count = length if valid is None else valid.sum(1)
+        return y, remembered, self._moved(state, memory, keys, values, count, full, valid)
+
+    def _prefix_heads(self) -> tuple[Tensor, Tensor] | None:
+        """Keys, turned to their positions, and values of the persistent tokens, `[1, H, P, width]`; None: none."""
+        if (prefix := self.prefix()) is None:
+            return None
+        k, v = self._heads(F.linear(prefix, self.qkv.weight[prefix.shape[2] :]))
+        return rotate(torch.arange(k.shape[2], device=k.device)[None], self.steps, k)[0], v
 
     def _heads(self, x: Tensor) -> list[Tensor]:
         """`[B, T, n * dim]` to n times `[B, H, T, width]`."""
@@ -148,22 +182,18 @@ class MACBlock(TitansBlock):
         held = held[..., : begin + new.shape[-2], :].to(new.dtype)
         return torch.where(F.pad(valid, (begin, 0))[:, None, None, :, None], F.pad(new, (0, 0, begin, 0)), held)
 
-    def _attend(self, q: Tensor, keys: Tensor, values: Tensor, begin: int) -> Tensor:
-        """Queries `[B, H, T, width]` of the columns from `begin` on; keys `[B, 2, H, begin + T, width]`."""
+    def _attend(
+        self, q: Tensor, keys: Tensor, values: Tensor, prefix: tuple[Tensor, Tensor] | None, begin: int
+    ) -> Tensor:
+        """Queries `[B, H, T, width]` of the columns from `begin` on; keys `[B, 2, H, begin + T, width]`; all turned."""
         place = torch.arange(keys.shape[-2], device=q.device)
-        learned = 0 if self.persistent is None else self.persistent.shape[1]
-        at_recalled, at_tokens = place + learned, place + learned + self.segment
-        (q,) = rotate(at_tokens[None, begin:], self.steps, q)
-        recalled, own = rotate(at_recalled[None], self.steps, keys[:, 0])[0], keys[:, 1]
-        seen = [recalled, rotate(at_tokens[None], self.steps, own)[0]], [values[:, 0], values[:, 1]]
         causal = place[begin:, None] >= place
+        seen = [keys[:, 0], keys[:, 1]], [values[:, 0], values[:, 1]]
         sight = [causal, causal]
-        if (prefix := self.prefix()) is not None:
-            k, v = self._heads(F.linear(prefix, self.qkv.weight[prefix.shape[2] :]))
-            (k,) = rotate(torch.arange(learned, device=q.device)[None], self.steps, k)
-            seen[0].insert(0, k.expand(len(q), -1, -1, -1))
-            seen[1].insert(0, v.expand(len(q), -1, -1, -1))
-            sight.insert(0, causal.new_ones(len(causal), learned))
+        if prefix is not None:
+            for tensors, learned in zip(seen, prefix, strict=True):
+                tensors.insert(0, learned.expand(len(q), -1, -1, -1))
+            sight.insert(0, causal.new_ones(len(causal), prefix[0].shape[2]))
         mask = torch.cat(sight, 1)
         y = F.scaled_dot_product_attention(q, torch.cat(seen[0], 2), torch.cat(seen[1], 2), attn_mask=mask)
         return self.out(y.transpose(1, 2).flatten(2))

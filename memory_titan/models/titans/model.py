@@ -10,6 +10,7 @@ from transformers.utils import can_return_tuple
 
 from memory_titan.memory.trace import trace, writing_price
 from memory_titan.models.language_model import MemoryLanguageModel, with_forward_signature
+from memory_titan.models.layers import TransformerBlock
 from memory_titan.models.titans.block import TitansBlock
 from memory_titan.models.titans.config import TitansConfig
 from memory_titan.models.titans.lmm import LMMBlock
@@ -35,8 +36,11 @@ class TitansForCausalLM(MemoryLanguageModel):
     config: TitansConfig
 
     def make_layer(self, index: int) -> nn.Module:
-        """One block."""
-        return BLOCKS[self.config.architecture](self.config)
+        """A block with a memory, or one without."""
+        config = self.config
+        if config.memory_layers is not None and index not in config.memory_layers:
+            return TransformerBlock(**config.block_options())
+        return BLOCKS[config.architecture](config)
 
     @with_forward_signature
     @can_return_tuple
