@@ -6,7 +6,6 @@ after another of its forgetting taken out or exchanged. Of each bank the lives o
 
 from __future__ import annotations
 
-import json
 import math
 import platform
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from memory_titan import __version__
 from memory_titan.experiments import slot_lives
+from memory_titan.experiments.finished import Finished
 from memory_titan.experiments.forgetting_report import report
 from memory_titan.experiments.slot_page import slot_page
 from memory_titan.experiments.training import fit
@@ -273,7 +273,7 @@ def run(settings: Settings, progress: Callable[[str], None], finished: Path | No
     Raises:
         ValueError: `finished` is of other settings.
     """
-    held = Finished(finished, settings)
+    held = Finished(finished, {**asdict(settings), "seeds": None, "ablations": None, "ablation_seeds": None})
     x, y, facts = settings.stream.batch(settings.test_rows, torch.Generator().manual_seed(7))
     held_out = settings.stream.batch(settings.test_rows, torch.Generator().manual_seed(8))  # rates are chosen by these
     part = slice(settings.watched_rows)
@@ -293,7 +293,7 @@ def run(settings: Settings, progress: Callable[[str], None], finished: Path | No
                 done |= {"slots": watch(model, x[part], few, settings), "start": start}
             return done
 
-        done = held.get(f"{label} {seed}", make)
+        done = held.get(f"{label} {seed}", lambda: _rounded(make()))
         kinds = " ".join(f"{kind} {_short(share)}" for kind, share in done["accuracy"]["by_kind"].items())
         progress(f"{label}, seed {seed}: {kinds} ({done['cpu_seconds']} s)")
         return done
@@ -303,9 +303,9 @@ def run(settings: Settings, progress: Callable[[str], None], finished: Path | No
         tried[name] = {}
         for rate in settings.rates:
             if len(settings.rates) > 1:
-                trial = held.get(f"rate {name} {rate}", lambda name=name, rate=rate: {  # type: ignore[misc]
+                trial = held.get(f"rate {name} {rate}", lambda name=name, rate=rate: _rounded({  # type: ignore[misc]
                     "all": answers(train(name, settings, 99, rate)[0], *held_out)["all"]
-                })  # fmt: skip
+                }))  # fmt: skip
                 progress(f"{name} at a rate of {rate}: {_short(trial['all'])} of all answers right, on a seed apart")
             tried[name][str(rate)] = trial["all"] if len(settings.rates) > 1 else None
     best = {name: max(settings.rates, key=lambda rate: tried[name][str(rate)] or 0.0) for name in MODELS}
@@ -337,33 +337,6 @@ def names_of(x: Tensor, task: ForgettingTask) -> list[str]:
         return f"k{token - MARKS}" if token < last else f"v{token - last}" if token < last + task.values else "."
 
     return [name(token) for token in x.tolist()]
-
-
-class Finished:
-    """Finished runs in a file, one a line, so that an experiment goes on where it was stopped."""
-
-    def __init__(self, path: Path | None, settings: Settings) -> None:
-        self.path, self.runs = path, dict[str, Record]()
-        setup = json.loads(json.dumps({**asdict(settings), "seeds": None, "ablations": None, "ablation_seeds": None}))
-        if path is None:
-            return
-        if path.exists():
-            first, *lines = path.read_text("utf-8").splitlines()
-            if json.loads(first) != setup:
-                raise ValueError(f"{path} holds runs of other settings; move it away")
-            self.runs = {line["name"]: line["run"] for line in map(json.loads, lines)}
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(setup) + "\n", "utf-8")
-
-    def get(self, name: str, make: Callable[[], Record]) -> Record:
-        """The run of this name, made if need be; as it reads back from JSON."""
-        if name not in self.runs:
-            self.runs[name] = json.loads(json.dumps(_rounded(make())))
-            if self.path is not None:
-                with self.path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"name": name, "run": self.runs[name]}) + "\n")
-        return self.runs[name]
 
 
 def summary(runs: list[Record]) -> dict[str, dict[str, list[float] | None]]:

@@ -7,10 +7,9 @@ window-only transformer, an LSTM and the MAC of titans-pytorch, each trained for
 from __future__ import annotations
 
 import dataclasses
-import json
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from memory_titan import __version__
 from memory_titan.evaluation.language import ask_streams
+from memory_titan.experiments.finished import Finished
 from memory_titan.experiments.needles_report import report
 from memory_titan.experiments.training import fit
 from memory_titan.memory.neural.layer import NeuralMemory
@@ -289,7 +289,9 @@ def run(settings: Settings, progress: Callable[[str], None]) -> Record:
         A record that can be written as JSON: settings, versions, the rates tried, every run.
     """
     torch.set_flush_denormal(True)
-    finished = _Finished(settings.finished)
+    shown = {**asdict(settings), "finished": "", "keep": ""}
+    rest = {"seeds": None, "ablation_seeds": None, "ablations": None, "models": None, "tasks": settings.tasks[0]}
+    finished = Finished(Path(settings.finished) if settings.finished else None, {**shown, **rest})
     runs: list[Record] = []
 
     def job(label: str, seed: int, do: Callable[[], Record]) -> Record:
@@ -331,7 +333,6 @@ def run(settings: Settings, progress: Callable[[str], None]) -> Record:
         for seed in range(settings.ablation_seeds):
             job(f"lmm, {label}", seed, partial(one, task, "lmm", seed, ABLATIONS[label]))
     versions = {"python": platform.python_version(), "torch": torch.__version__, "memory_titan": __version__}
-    shown = {**asdict(settings), "finished": "", "keep": ""}
     return {"experiment": "needles", "settings": shown, "versions": versions, "rates": tried, "runs": runs}
 
 
@@ -348,26 +349,3 @@ def _rates(settings: Settings, name: str, task: str, budget: float) -> Record:
     steps = round(budget / train(settings, model, task, 100, steps=0.05)["cpu_seconds_of_all"], 2)
     best = min(losses, key=lambda rate: losses[rate])
     return {"losses": {str(rate): loss for rate, loss in losses.items()}, "best": best, "steps": steps}
-
-
-class _Finished:
-    """Finished jobs in a file, one a line, so that an experiment goes on where it was stopped."""
-
-    def __init__(self, path: str) -> None:
-        self.path = Path(path) if path else None
-        self.jobs: dict[str, Record] = dict(self._read())
-
-    def _read(self) -> Iterator[tuple[str, Record]]:
-        if self.path is not None and self.path.is_file():
-            for line in self.path.read_text("utf-8").splitlines():
-                told = json.loads(line)
-                yield told["job"], told["record"]
-
-    def get(self, job: str, do: Callable[[], Record]) -> Record:
-        """What was done, or is done now."""
-        if job not in self.jobs:
-            self.jobs[job] = json.loads(json.dumps(do()))
-            if self.path is not None:
-                with self.path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"job": job, "record": self.jobs[job]}) + "\n")
-        return self.jobs[job]

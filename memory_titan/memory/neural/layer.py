@@ -205,11 +205,11 @@ class NeuralMemory(Traceable, PyTorchModelHubMixin):
         """
         self._check(q, state, self.config.dim)
         dtype = state.tail.dtype
-        projected = self.qkv(q) if project and self.config.projections else torch.cat([q, q, q], -1)  # k, v: of no use
-        projected = projected.to(dtype)
         if project:
-            projected = self._convolve(torch.cat([state.tail, projected], 1))
-        query = self._heads(projected)[0]
+            projected = self.qkv(q) if self.config.projections else torch.cat([q, q, q], -1)  # k and v are of no use
+            query = self._heads(self._convolve(torch.cat([state.tail, projected.to(dtype)], 1)))[0]
+        else:
+            query = self._heads(q.to(dtype))[0]
         with torch.autocast(q.device.type, enabled=False):
             if self.config.algorithm == "solve":
                 y = read_mesa(query, state, self.config.ridge)
@@ -377,17 +377,22 @@ class NeuralMemory(Traceable, PyTorchModelHubMixin):
             return projected
         return causal_convolution(projected, self.conv)
 
-    def _heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`[B, T, 3 dim]` -> q, k, v, each `[B, H, T, dim / H]`; q and k wider with polynomial features."""
+    def _heads(self, projected: Tensor) -> list[Tensor]:
+        """`[B, T, 3 dim]` -> q, k, v, each `[B, H, T, dim / H]`; q and k wider with polynomial features.
+
+        `[B, T, dim]`: q alone.
+        """
         if self.config.qkv_activation:
-            qkv = F.silu(qkv)
-        q, k, v = qkv.unflatten(-1, (3, self.config.heads, -1)).permute(2, 0, 3, 1, 4)
+            projected = F.silu(projected)
+        parts = projected.shape[-1] // self.config.dim
+        q, *others = projected.unflatten(-1, (parts, self.config.heads, -1)).permute(2, 0, 3, 1, 4)
+        keys = [q, *others[:1]]
         if self.config.qk_norm:
-            q, k = unit(q), unit(k)
+            keys = [unit(each) for each in keys]
         if self.config.features > 1:
             coefficients = self.feature_coefficients.to(q.dtype)
-            q, k = polynomial_features(q, coefficients), polynomial_features(k, coefficients)
-        return q, k, v
+            keys = [polynomial_features(each, coefficients) for each in keys]
+        return keys + others[1:]
 
     def _output(self, y: Tensor, x: Tensor) -> Tensor:
         """What the heads read, `[B, H, T, d]`, to `[B, T, dim]`."""
