@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from memory_titan.memory.convolution import checked_context
 from memory_titan.memory.neural.bias import Bias
 from memory_titan.memory.neural.retention import Retention
 from memory_titan.memory.neural.rule import InnerGradient, Rule, refusal
@@ -57,6 +58,9 @@ class NeuralMemoryConfig:
     input_dim: int | None = None  # width of x, which then makes the gates alone; None: dim
 
     conv_size: int = 4  # taps of the causal depthwise convolution on q, k, v; 0: none
+    # where training starts, a value is written under the token so many before it, and asked for as it was written: so
+    # the memory answers with what came after the last place like this one, as an induction head does. None: random taps
+    context: int | None = None
     qkv_activation: bool = True  # SiLU on q, k, v
     qk_norm: bool = True  # l2-normalise q and k
     output_norm: bool = True  # RMS norm per head on what was read
@@ -75,6 +79,7 @@ class NeuralMemoryConfig:
         for name, least in LEAST.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}; got {getattr(self, name)}")
+        self.context = checked_context(self.context, self.conv_size)
         if not (self.max_step is None or self.max_step >= 0) or not self.lower_step >= 0 or not self.ridge > 0:
             raise ValueError(
                 "max_step and lower_step must not be negative, and ridge must be positive; got "

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from memory_titan.memory.convolution import causal_convolution, unit
+from memory_titan.memory.convolution import causal_convolution, start_as_induction, unit
 from memory_titan.memory.finite import finite_rows, valid_tokens
 from memory_titan.memory.neural.carry import present_weights
 from memory_titan.memory.neural.chunk import chunk_memory, read_memory
@@ -107,6 +107,8 @@ class NeuralMemory(Traceable, PyTorchModelHubMixin):
             self.output_gate = nn.Linear(dim, dim)
         if config.projections:
             self.out = nn.Linear(dim, dim, bias=False)
+        if config.context is not None:
+            start_as_induction(self.conv, self.qkv if config.projections else None, config.context)
         # What the weights were trained with goes with them; see `_load_from_state_dict`.
         self.register_buffer("trained_chunk_size", torch.tensor(config.chunk_size))
 
