@@ -16,6 +16,7 @@ EXPERIMENTS = {
     "longdep": "Tokens that appeared far outside the window: accuracy over distance.",
     "continual": "Tasks one after another: what is left of the first when the last is learned.",
     "forgetting": "Facts that expire, are overwritten, or stay: does what is dropped deserve it?",
+    "mqar": "Pairs first, then every key again: Titans' architectures, attention and an LSTM of one size.",
 }
 
 
