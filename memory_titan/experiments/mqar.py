@@ -13,7 +13,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,22 +39,25 @@ from memory_titan.tasks.recall import NO_LABEL
 __all__ = ["ABLATIONS", "MODELS", "Settings", "report", "run"]
 
 ATTENTION = ("window", "full")
-MODELS = ("lmm", "mag", "mal", "mac", "gated_deltanet", *ATTENTION, "lstm")
+BASELINES = (*ATTENTION, "lstm")
+MODELS = ("lmm", "mag", "mal", "mac", "gated_deltanet", *BASELINES)
 # By name: the model that is changed, options of its memory, and of its configuration; "longer" changes nothing else.
 ABLATIONS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "mag, fusion sum": ("mag", {}, {"fusion": "sum"}),
     "mag, fusion product": ("mag", {}, {"fusion": "product"}),
     "lmm, random taps": ("lmm", {"context": None}, {}),
-    "mag, random taps": ("mag", {"context": None}, {}),
     "gated_deltanet, random taps": ("gated_deltanet", {"context": None}, {}),
     "lmm, a matrix (depth 1)": ("lmm", {"depth": 1}, {}),
     "lmm, no momentum": ("lmm", {"algorithm": "descent"}, {}),
     "lmm, hard gates": ("lmm", {"gates": "hard"}, {}),
     "lmm, no SiLU": ("lmm", {"qkv_activation": False}, {}),
-    "lmm, one head": ("lmm", {"heads": 1}, {}),
+    "lmm, two heads": ("lmm", {"heads": 2}, {}),
     "mac, longer": ("mac", {}, {}),
+    "window, longer": ("window", {}, {}),
     "full, longer": ("full", {}, {}),
+    "lstm, longer": ("lstm", {}, {}),
 }
+Tried = tuple[float, float | None, float | None]  # learning rate, loss, accuracy
 SWEPT, TEST = 1_000_003, 3_000_017  # seeds: of the runs that choose the learning rate, of the tests' sequences
 
 
@@ -69,13 +72,15 @@ class Settings:
     models: list[str] = field(default_factory=lambda: list(MODELS))
     ablations: list[str] = field(default_factory=lambda: list(ABLATIONS))
     seeds: int = 3  # of the models
-    ablation_seeds: dict[str, int] = field(default_factory=lambda: {"mag, fusion sum": 3, "mag, fusion product": 3})
+    ablation_seeds: dict[str, int] = field(default_factory=lambda: {"mag, fusion sum": 2, "mag, fusion product": 2})
     hidden: int = 64  # of the memories; the others get the width that makes them as large as lmm
     layers: int = 2
-    heads: int = 2
+    heads: int = 2  # of attention
     window: int = 32  # tokens that attention sees; mac: its segment
-    memory: dict[str, Any] = field(default_factory=lambda: {"chunk_size": 16, "expansion": 2, "context": 1})
-    matrix: dict[str, Any] = field(default_factory=lambda: {"chunk_size": 16, "context": 1})  # of gated_deltanet
+    memory: dict[str, Any] = field(default_factory=lambda: {"heads": 1, "chunk_size": 32, "expansion": 2, "context": 1})
+    matrix: dict[str, Any] = field(
+        default_factory=lambda: {"heads": 1, "chunk_size": 32, "context": 1}
+    )  # of gated_deltanet
     vocabulary: int = 256
     noise: str = "none"  # between questions: "none", always token 0; "random", any token, keys and values too
     shapes: list[list[int]] = field(default_factory=lambda: [[64, 4], [128, 8], [256, 16], [256, 32]])  # of training
@@ -83,23 +88,24 @@ class Settings:
         default_factory=lambda: [[64, 4], [128, 8], [256, 16], [256, 32], [512, 64], [1024, 64]]
     )
     tokens: int = 2048  # a step, in as many sequences as that makes
-    steps: int = 150
-    baseline_steps: int = 600  # of attention and lstm, whose steps take a fraction of the time
-    rates: list[float] = field(default_factory=lambda: [1e-3, 3e-3, 1e-2])
-    sweep_share: float = 0.5  # of the steps, in the runs that choose the rate
+    steps: int = 180
+    baseline_steps: int = 300  # of attention and lstm, in about the same time
+    rates: list[float] = field(default_factory=lambda: [3e-3])  # of memories; one is taken as it is
+    baseline_rates: list[float] = field(default_factory=lambda: [1e-3, 3e-3])
     longer: int = 3  # times the steps for what is called longer, and for memories whose taps start at random
+    baseline_longer: int = 6  # the same for attention and lstm
     test_rows: int = 64  # sequences a test
-    test_tokens: int = 32_768  # of a test at most: fewer rows where a sequence is long
+    test_tokens: int = 16_384  # of a test at most: fewer rows where a sequence is long
 
     def __post_init__(self) -> None:
         for name, known in (("models", MODELS), ("ablations", tuple(ABLATIONS)), ("ablation_seeds", tuple(ABLATIONS))):
             if unknown := [each for each in getattr(self, name) if each not in known]:
                 raise ValueError(f"{name}: there is no {', '.join(unknown)}; there are {', '.join(known)}")
-        for name in ("seeds", "steps", "baseline_steps", "longer", "test_rows"):
+        for name in ("seeds", "steps", "baseline_steps", "longer", "baseline_longer", "test_rows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
-        if not self.rates or not self.shapes or not self.tests:
-            raise ValueError("rates, shapes and tests must not be empty")
+        if not self.rates or not self.baseline_rates or not self.shapes or not self.tests:
+            raise ValueError("rates, baseline_rates, shapes and tests must not be empty")
         if self.tokens < (longest := max(length for length, _ in self.shapes)):
             raise ValueError(f"tokens must be at least the longest sequence, {longest}; got {self.tokens}")
         for length, pairs in [*self.shapes, *self.tests]:
@@ -170,7 +176,7 @@ def run(settings: Settings, progress: Callable[[str], None]) -> dict[str, Any]:
     """
     torch.set_flush_denormal(True)
     begun = time.process_time()
-    rates: dict[str, list[tuple[float, float | None]]] = {}
+    rates: dict[str, list[Tried]] = {}
     models: dict[str, list[dict[str, Any]]] = {}
     for name in settings.models:
         rates[name] = sweep(settings, name, progress)
@@ -181,8 +187,10 @@ def run(settings: Settings, progress: Callable[[str], None]) -> dict[str, Any]:
     ablations: dict[str, list[dict[str, Any]]] = {}
     for name in settings.ablations:
         base, memory, options = ABLATIONS[name]
-        rate = best(rates[base]) if base in rates else sorted(settings.rates)[len(settings.rates) // 2]
-        steps = steps_of(settings, base) * (settings.longer if name.endswith(("longer", "random taps")) else 1)
+        rate = best(rates[base] if base in rates else sweep(settings, base, progress))
+        steps = steps_of(settings, base)
+        if name.endswith(("longer", "random taps")):
+            steps *= settings.baseline_longer if base in BASELINES else settings.longer
         for seed in range(settings.ablation_seeds.get(name, 1)):
             model, told = trained(settings, base, seed, rate, steps, memory, options)
             ablations.setdefault(name, []).append(told | tested(model, settings))
@@ -200,27 +208,30 @@ def run(settings: Settings, progress: Callable[[str], None]) -> dict[str, Any]:
 
 def steps_of(settings: Settings, name: str) -> int:
     """Of a model's training."""
-    return settings.baseline_steps if name in (*ATTENTION, "lstm") else settings.steps
+    return settings.baseline_steps if name in BASELINES else settings.steps
 
 
-def sweep(settings: Settings, name: str, progress: Callable[[str], None]) -> list[tuple[float, float | None]]:
-    """(rate, mean loss on held-out sequences of the training shapes), on a seed of its own.
+def sweep(settings: Settings, name: str, progress: Callable[[str], None]) -> list[Tried]:
+    """(rate, loss, accuracy) on held-out sequences of the training shapes, means over these; on a seed of its own.
 
-    The loss is None where training or loss did not stay finite.
+    The loss is None where training or loss did not stay finite. Of one rate only nothing is tried, and both are None.
     """
-    tried: list[tuple[float, float | None]] = []
-    for rate in settings.rates:
-        steps = max(1, round(settings.sweep_share * steps_of(settings, name)))
-        model, told = trained(settings, name, SWEPT, rate, steps)
-        loss = held_out(model, settings)
-        tried.append((rate, round(loss, 4) if told["broke"] is None and math.isfinite(loss) else None))
-        progress(f"{name}, rate {rate:g}: loss {loss:.3f}")
+    tried: list[Tried] = []
+    rates = settings.baseline_rates if name in BASELINES else settings.rates
+    if len(rates) == 1:
+        return [(rates[0], None, None)]
+    for rate in rates:
+        model, told = trained(settings, name, SWEPT, rate, steps_of(settings, name))
+        loss, share = held_out(model, settings)
+        finite = told["broke"] is None and math.isfinite(loss)
+        tried.append((rate, round(loss, 4) if finite else None, round(share, 4)))
+        progress(f"{name}, rate {rate:g}: loss {loss:.3f}, accuracy {share:.3f}")
     return tried
 
 
-def best(tried: Sequence[tuple[float, float | None]]) -> float:
-    """The rate with the lowest loss; of equals the first."""
-    return min(tried, key=lambda each: math.inf if each[1] is None else each[1])[0]
+def best(tried: Sequence[Tried]) -> float:
+    """The rate with the highest accuracy, to a hundredth; of equals, the one with the lowest loss."""
+    return min(tried, key=lambda each: (-round(each[2] or 0.0, 2), math.inf if each[1] is None else each[1]))[0]
 
 
 def trained(
@@ -314,7 +325,11 @@ def probed(model: nn.Module, settings: Settings) -> dict[str, Any]:
     if not isinstance(model, TitansForCausalLM):
         return {}
     x, y = draw(settings, *max(settings.shapes, key=lambda shape: shape[1]))
-    ways = {"as it is": nullcontext(), "no writes": no_writes(model), "flipped sign": flipped_sign(model)}
+    ways: dict[str, AbstractContextManager[None]] = {
+        "as it is": nullcontext(),
+        "no writes": no_writes(model),
+        "flipped sign": flipped_sign(model),
+    }
     told = {}
     for way, within in ways.items():
         with within:
@@ -323,10 +338,11 @@ def probed(model: nn.Module, settings: Settings) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def held_out(model: nn.Module, settings: Settings) -> float:
-    """The mean loss on sequences of each training shape."""
-    batches = [draw(settings, *shape, seed=SWEPT + 1) for shape in settings.shapes]
-    return statistics.mean(float(model(x, labels=y).loss) for x, y in batches)
+def held_out(model: nn.Module, settings: Settings) -> tuple[float, float]:
+    """The mean loss, and the mean accuracy, on sequences of each training shape."""
+    batches = [draw(settings, length, pairs, SWEPT + 1) for length, pairs in settings.shapes]
+    loss = statistics.mean(float(model(x, labels=y).loss) for x, y in batches)
+    return loss, statistics.mean(float(right(model, x, y).float().mean()) for x, y in batches)
 
 
 def _line(told: dict[str, Any]) -> str:

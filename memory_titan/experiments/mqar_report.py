@@ -46,15 +46,19 @@ def text(record: dict[str, Any]) -> str:
         "Accuracy by tokens between value and question, all tests together. The first column is inside the window; the "
         "second is what its layers can pass on:\n\n" + distance_table(models),
         "Training:\n\n" + training_table(models),
-        "Loss on held-out sequences as in training, which chose the learning rate:\n\n"
-        + table(
-            ["", *(f"{rate:g}" for rate in s["rates"])],
-            [
-                [name, *("-" if loss is None else f"{loss:.2f}" for _, loss in tried)]
-                for name, tried in record["rates"].items()
-            ],
-        ),
     ]
+    for rates in sorted({tuple(rate for rate, *_ in tried) for tried in record["rates"].values() if len(tried) > 1}):
+        parts.append(
+            "Loss / accuracy on held-out sequences as in training; the accuracy chose the learning rate:\n\n"
+            + table(
+                ["", *(f"{rate:g}" for rate in rates)],
+                [
+                    [name, *(f"{_told(loss, 2)} / {_told(share, 3)}" for _, loss, share in tried)]
+                    for name, tried in record["rates"].items()
+                    if tuple(rate for rate, *_ in tried) == rates
+                ],
+            )
+        )
     if probes:
         ways = list(next(iter(probes.values()))[0]["probes"])
         parts.append(
@@ -174,6 +178,11 @@ def _curves(axis: Any, models: dict[str, list[Run]], at: Callable[[Run, int], fl
         axis.plot(places, [mean(each) for each in losses], line, color=colour, label=name)
         axis.fill_between(places, [min(e) for e in losses], [max(e) for e in losses], color=colour, alpha=0.15)
     axis.legend(fontsize=7)
+
+
+def _told(figure: float | None, digits: int) -> str:
+    """`-` for one that is not finite, or was not measured."""
+    return "-" if figure is None else f"{figure:.{digits}f}"
 
 
 def _save(plt: Any, figure: Any, path: Path) -> None:

@@ -27,6 +27,7 @@ TINY = mqar.Settings(
     steps=3,
     baseline_steps=4,
     rates=[1e-3, 1e-2],
+    baseline_rates=[1e-3, 1e-2],
     longer=2,
     test_rows=3,
 )
@@ -99,13 +100,14 @@ def test_a_memory_without_writes_answers_otherwise():
 
 def test_a_run_and_its_report(tmp_path):
     lines = []
+    assert mqar.sweep(mqar.Settings(rates=[0.5]), "lmm", lines.append) == [(0.5, None, None)]
     record = json.loads(json.dumps(mqar.run(TINY, lines.append)))
     assert {name: len(runs) for name, runs in record["models"].items()} == dict.fromkeys(TINY.models, 2)
     assert {run["steps"] for run in record["models"]["lstm"]} == {4}
     assert [run["steps"] for run in record["ablations"]["lmm, random taps"]] == [6]
     assert len(record["ablations"]["mag, fusion sum"]) == 2
     for name, tried in record["rates"].items():
-        assert [rate for rate, _ in tried] == [1e-3, 1e-2]
+        assert [rate for rate, *_ in tried] == [1e-3, 1e-2]
         assert {run["rate"] for run in record["models"][name]} == {mqar.best(tried)}
     assert lines
     text = mqar.report(record, tmp_path)
@@ -114,9 +116,9 @@ def test_a_run_and_its_report(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"record.json", "report.md", *pictures}
 
 
-def test_the_rate_is_chosen_by_the_loss():
-    assert mqar.best([(1e-3, 0.3), (3e-3, 0.1), (1e-2, None)]) == 3e-3
-    assert mqar.best([(1e-3, None), (3e-3, 0.1)]) == 3e-3
+def test_the_rate_is_chosen_by_the_accuracy():
+    assert mqar.best([(1e-3, 0.3, 0.9), (3e-3, 0.1, 0.6), (1e-2, None, 0.0)]) == 1e-3
+    assert mqar.best([(1e-3, 0.3, 0.901), (3e-3, 0.1, 0.899), (1e-2, None, 0.9)]) == 3e-3
 
 
 def test_a_seed_is_a_run():
