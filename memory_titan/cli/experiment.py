@@ -17,6 +17,7 @@ EXPERIMENTS = {
     "needles": "Pairs among up to ten million tokens of filler, after training on two thousand.",
     "continual": "Tasks one after another: what is left of the first when the last is learned.",
     "forgetting": "Facts that expire, are overwritten, or stay: does what is dropped deserve it?",
+    "mqar": "Pairs first, then every key again: Titans' architectures, attention and an LSTM of one size.",
 }
 
 
