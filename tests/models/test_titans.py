@@ -46,7 +46,7 @@ def text(batch: int = 2, length: int = 17) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("options", [{}, {"persistent": 0}, {"fusion": "product"}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"persistent": 0}, {"fusion": "product"}, {"mac_residual": False}], ids=str)
 def test_the_equations(architecture, options):
     one, x = block(architecture, **options), vectors(1).requires_grad_()
     probe = torch.randn_like(x)

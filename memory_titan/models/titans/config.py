@@ -32,6 +32,8 @@ class TitansConfig(MemoryModelConfig):
             read by the memory before the first token. The paper does not say how many.
         segment: "mac": tokens of a segment, within which attention is causal and full. A multiple of the memory's
             chunk_size is the fastest. The paper does not say.
+        mac_residual: "mac": the memory reads the tokens plus what attention says of them; False: the latter alone, as
+            the paper has it.
         window: "mag" and "mal": tokens that attention sees.
         memory_layers: the blocks that have a memory, from 0; None: all. The others are transformer blocks, with the
             segment's length for a window in "mac".
@@ -56,6 +58,7 @@ class TitansConfig(MemoryModelConfig):
         memory_options: dict[str, Any] | None = None,
         persistent: int = 4,
         segment: int = 64,
+        mac_residual: bool = True,
         window: int | None = 64,
         memory_layers: Sequence[int] | None = None,
         fusion: str = "convex",
@@ -66,7 +69,7 @@ class TitansConfig(MemoryModelConfig):
         self.architecture, self.memory, self.preset = architecture, memory, preset
         self.memory_options, self.persistent, self.segment = dict(memory_options or {}), persistent, segment
         self.memory_layers = None if memory_layers is None else sorted({int(layer) for layer in memory_layers})
-        self.fusion, self.write_price = fusion, write_price
+        self.fusion, self.write_price, self.mac_residual = fusion, write_price, mac_residual
         if architecture not in ARCHITECTURES:
             raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}; got {architecture!r}")
         if memory not in MEMORIES:

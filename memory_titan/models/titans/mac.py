@@ -45,12 +45,14 @@ class MACState(MemoryState):
 class MACBlock(TitansBlock):
     """Segment by segment, with n = norm(x) (eq. 21 to 25):
 
-        h_t = M_before(W n_t)                  the memory as the last segment left it
-        y_t = attention(n_t; p, h_<=t, n_<=t)   causal: a token sees of h what belongs to itself and those before it
-        x_t + y_t (x) M_t(y_t)                  M_t has written y up to and including y_t
+        h_t = M_before(W n_t)                         the memory as the last segment left it
+        y_t = n_t + attention(n_t; p, h_<=t, n_<=t)   a token sees of h what belongs to itself and those before it
+        x_t + y_t (x) M_t(y_t)                        M_t has written y up to and including y_t
 
     The paper writes a whole segment and reads from the result, which would tell a token of those after it: here the
-    memory is read as it stands after each token. Positions are those of [p, h, segment], as the paper joins them.
+    memory is read as it stands after each token. The residual sum within y is ours (`mac_residual`): what attention
+    says at the start of training tells of no token in particular, and a memory that is written nothing else learns
+    nothing. Positions are those of [p, h, segment], as the paper joins them.
 
     Args:
         config: of the model.
@@ -59,12 +61,18 @@ class MACBlock(TitansBlock):
     def __init__(self, config: TitansConfig) -> None:
         super().__init__(config)
         width, heads = config.hidden_size, config.num_attention_heads
-        self.heads, self.segment = heads, config.segment
+        self.heads, self.segment, self.residual = heads, config.segment, config.mac_residual
         self.query = nn.Linear(width, width, bias=False)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
         self.steps = rotary_steps(width // heads, config.rotary_base)
         self.fusion = Fusion(width, config.fusion, config.rms_norm_eps)
+
+    @torch.no_grad()
+    def start(self) -> None:
+        """Where the memory begins as an induction head, what is asked before attention is asked as after it."""
+        if getattr(self.memory.config, "context", None) is not None:
+            self.query.weight.copy_(self.memory.qkv.weight[: self.query.out_features])
 
     def initial_state(self, batch_size: int) -> MACState:
         """Before the first token."""
@@ -116,8 +124,9 @@ class MACBlock(TitansBlock):
             stop = min(end - begin, n.shape[1])
             if stop == at:
                 break
-            given = asked[:, at:stop], made[:, at:stop], None if valid is None else valid[:, at:stop], prefix
-            y, m, state = self._segment(*given, state, begin if not at else 0, stop == end - begin)
+            given = [each[:, at:stop] for each in (n, asked, made)]
+            there = None if valid is None else valid[:, at:stop]
+            y, m, state = self._segment(*given, there, prefix, state, begin if not at else 0, stop == end - begin)
             attended.append(y)
             remembered.append(m)
             at = stop
@@ -125,6 +134,7 @@ class MACBlock(TitansBlock):
 
     def _segment(
         self,
+        n: Tensor,
         asked: Tensor,
         made: Tensor,
         valid: Tensor | None,
@@ -136,6 +146,7 @@ class MACBlock(TitansBlock):
         """The next tokens of a segment, in its columns from `begin` on; `full`: up to its end.
 
         Args:
+            n: `[B, T, dim]`, the tokens.
             asked: `[B, T, dim]`, what the memory is asked.
             made: `[B, T, 3 * dim]`, queries, keys and values.
             valid: see `_segments`.
@@ -144,7 +155,7 @@ class MACBlock(TitansBlock):
             begin, full: see above.
 
         Returns:
-            What attention said, what the memory says to it, both `[B, T, dim]`, and the state.
+            y, what the memory says to it, both `[B, T, dim]`, and the state.
         """
         length, dim = asked.shape[1:]
         h = self.memory.recall(asked, state.before[0], project=False)
@@ -157,6 +168,7 @@ class MACBlock(TitansBlock):
         keys, values = torch.stack([recalled[0], k], 1), torch.stack([recalled[1], v], 1)
         keys, values = (self._joined(*pair, valid, begin) for pair in ((state.keys, keys), (state.values, values)))
         y = self._attend(q, keys, values, prefix, begin)
+        y = n + y if self.residual else y
         if valid is not None:
             y = torch.where(valid[..., None], y, 0.0)
         remembered, memory = self.memory(y, state.memory[0], valid)

@@ -42,6 +42,12 @@ class TitansForCausalLM(MemoryLanguageModel):
             return TransformerBlock(**config.block_options())
         return BLOCKS[config.architecture](config)
 
+    def __init__(self, config: TitansConfig) -> None:
+        super().__init__(config)
+        for layer in self.layers:
+            if isinstance(layer, MACBlock):
+                layer.start()
+
     @with_forward_signature
     @can_return_tuple
     def forward(self, *args: Any, **kwargs: Any) -> CausalLMOutputWithPast:

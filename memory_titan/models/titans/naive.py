@@ -65,7 +65,7 @@ def mal(block: MALBlock, x: Tensor) -> Tensor:
 
 
 def mac(block: MACBlock, x: Tensor) -> Tensor:
-    """Segment by segment: h = M_before(W n);  y = attention(n; p, h, n);  x + y (x) M_t(y)."""
+    """Segment by segment: h = M_before(W n);  y = n + attention(n; p, h, n);  x + y (x) M_t(y)."""
     memory: Any = block.memory.initial_state(1)
     learned = 0 if block.persistent is None else block.persistent.shape[1]
     prefix: Seen = []
@@ -80,6 +80,7 @@ def mac(block: MACBlock, x: Tensor) -> Tensor:
             recalled: Seen = [(h[j], learned + j) for j in range(t + 1)]
             own: Seen = [(n[j], learned + block.segment + j) for j in range(t + 1)]
             y = _attention(block, n[t], learned + block.segment + t, prefix + recalled + own)
+            y = n[t] + y if block.residual else y
             remembered, memory = block.memory(y[None], memory)
             rows.append(token + block.fusion(y, remembered[0]))
     return _feed_forward(block, rows)
