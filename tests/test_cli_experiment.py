@@ -41,7 +41,7 @@ def test_a_run_leaves_its_record_and_its_report(tmp_path):
     assert list(output.glob("*.png"))
 
 
-@pytest.mark.parametrize("name", ["longdep", "needles", "continual", "forgetting"])
+@pytest.mark.parametrize("name", ["longdep", "needles", "text", "mqar", "continual", "forgetting"])
 def test_settings_that_cannot_be(name, tmp_path):
     (tmp_path / "bad.yaml").write_text("sedes: 3\n")
     outcome = invoke(name, "--output", tmp_path / "out", "--config", tmp_path / "bad.yaml")

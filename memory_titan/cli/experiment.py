@@ -15,6 +15,7 @@ from memory_titan.cli.common import Refusal, plainly
 EXPERIMENTS = {
     "longdep": "Tokens that appeared far outside the window: accuracy over distance.",
     "needles": "Pairs among up to ten million tokens of filler, after training on two thousand.",
+    "text": "Bits per byte of real text, at one, four and sixteen times the length of training.",
     "continual": "Tasks one after another: what is left of the first when the last is learned.",
     "forgetting": "Facts that expire, are overwritten, or stay: does what is dropped deserve it?",
     "mqar": "Pairs first, then every key again: Titans' architectures, attention and an LSTM of one size.",

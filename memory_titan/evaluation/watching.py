@@ -243,7 +243,8 @@ def heads_of(memory: NeuralMemory, qkv: Tensor, state: NeuralMemoryState) -> tup
         qkv: `[B, T, 3 dim]`, what it is given, without padding.
         state: where it goes on.
     """
-    return memory._heads(memory._convolve(torch.cat([state.tail, qkv.to(state.tail.dtype)], 1)))
+    q, k, v = memory._heads(memory._convolve(torch.cat([state.tail, qkv.to(state.tail.dtype)], 1)))
+    return q, k, v
 
 
 @torch.no_grad()

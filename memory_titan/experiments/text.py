@@ -70,6 +70,18 @@ class Settings:
             raise ValueError("models, rates and contexts must not be empty")
 
 
+def fields_of(settings: Settings, name: str, width: int) -> Record:
+    """A model of `MODELS` as `train lm` is told of it."""
+    s = settings
+    common: Record = {"hidden_size": width, "num_hidden_layers": s.layers}
+    if name == "lstm":
+        return {"type": "recurrent", "cell": "lstm", **common}
+    common |= {"num_attention_heads": s.heads, "window": s.window}
+    if name == "window":
+        return {"type": "transformer", **common}
+    return {"type": "titans", "architecture": name, "segment": s.window, "memory_options": s.memory, **common}
+
+
 def build(settings: Settings, name: str, corpus: Corpus, seed: int) -> MemoryLanguageModel:
     """A fresh model, as large as "mag".
 
@@ -79,24 +91,15 @@ def build(settings: Settings, name: str, corpus: Corpus, seed: int) -> MemoryLan
         corpus: that it is to read.
         seed: of its weights.
     """
-    s = settings
-    common: Record = {"num_hidden_layers": s.layers, "num_attention_heads": s.heads, "window": s.window}
-
-    def titans(architecture: str, width: int) -> Record:
-        own = {"architecture": architecture, "memory_options": s.memory, "segment": s.window}
-        return {"type": "titans", **own, "hidden_size": width, **common}
 
     def of(width: int) -> MemoryLanguageModel:
-        if name in TITANS:
-            return make_model(titans(name, width), corpus, seed)
-        kinds: dict[str, Record] = {"window": {"type": "transformer"}, "lstm": {"type": "recurrent", "cell": "lstm"}}
-        return make_model({**kinds[name], **common, "hidden_size": width}, corpus, seed)
+        return make_model(fields_of(settings, name, width), corpus, seed)
 
     if name == "mag":
-        return of(s.hidden)
+        return of(settings.hidden)
     with torch.device("meta"):
-        size = parameter_count(make_model(titans("mag", s.hidden), corpus, seed))
-    return of(width_of_size(of, size))
+        size = parameter_count(build(settings, "mag", corpus, seed))
+    return of(width_of_size(of, size, 1 if name == "lstm" else 2 * settings.heads))
 
 
 def trained(
@@ -109,7 +112,7 @@ def trained(
     def go(steps: int, losses: list[float]) -> tuple[MemoryLanguageModel, float]:
         model = build(settings, name, corpus, seed)
         config = LMConfig(
-            model={},
+            model=fields_of(settings, name, model.config.hidden_size),
             data=TextConfig(settings.files),
             rows=settings.rows,
             length=settings.length,
@@ -136,6 +139,11 @@ def trained(
     curve = [sum(losses[i : i + part]) / len(losses[i : i + part]) for i in range(0, len(losses), part)]
     told = {"steps": steps, "cpu_seconds": round(spent, 1), "rate": rate, "loss": [round(x, 4) for x in curve]}
     return model, told
+
+
+def _loss(told: Record) -> list[float]:
+    """Of a step's record; none of others."""
+    return [told["loss"]] if "loss" in told else []
 
 
 def run(settings: Settings, progress: Callable[[str], None]) -> Record:

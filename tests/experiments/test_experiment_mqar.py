@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from memory_titan.experiments import mqar
-from memory_titan.experiments.training import load_settings
 from memory_titan.models import parameter_count
 from memory_titan.tasks.recall import NO_LABEL
+from memory_titan.training.settings import load_settings
 
 TINY = mqar.Settings(
     models=["lmm", "lstm"],

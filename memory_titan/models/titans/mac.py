@@ -124,9 +124,8 @@ class MACBlock(TitansBlock):
             stop = min(end - begin, n.shape[1])
             if stop == at:
                 break
-            given = [each[:, at:stop] for each in (n, asked, made)]
-            there = None if valid is None else valid[:, at:stop]
-            y, m, state = self._segment(*given, there, prefix, state, begin if not at else 0, stop == end - begin)
+            given = n[:, at:stop], asked[:, at:stop], made[:, at:stop], None if valid is None else valid[:, at:stop]
+            y, m, state = self._segment(*given, prefix, state, begin if not at else 0, stop == end - begin)
             attended.append(y)
             remembered.append(m)
             at = stop
