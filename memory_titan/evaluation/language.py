@@ -276,7 +276,7 @@ def draw(told: Mapping[str, Any], path: Path) -> Path:
         label(way): [[cells[way, length, depth].get("share") for length in lengths] for depth in depths] for way in ways
     }
     counts = {cell["total"] for cell in cells.values() if cell["total"]}
-    each = f", {min(counts)} to {max(counts)} answers a cell" if counts else ""
+    each = f", {' to '.join(map(str, sorted({min(counts), max(counts)})))} answers a cell" if counts else ""
     return draw_heat(path, maps, lengths, depths, f"{told.get('task', {}).get('name', 'needles')}{each}")
 
 
