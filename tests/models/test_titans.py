@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import Trainer, TrainingArguments
 
 import laws
 from memory_titan.memory.neural.presets import PRESETS
@@ -262,6 +263,36 @@ def test_fusions(fusion):
     else:
         gate = torch.sigmoid(one.fusion.gate(torch.cat(normed, -1)))
         laws.same(y, gate * normed[0] + (1 - gate) * normed[1])
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_trainer(architecture, tmp_path):
+    lm = model(architecture, layers=1).float()
+    data = [{"input_ids": row, "labels": row} for row in text(8)]
+    options = {"report_to": [], "use_cpu": True, "save_strategy": "no", "disable_tqdm": True}
+    arguments = TrainingArguments(str(tmp_path), max_steps=2, per_device_train_batch_size=4, **options)
+    before = lm.layers[0].memory.qkv.weight.clone()
+    assert 0 < Trainer(lm, arguments, train_dataset=data).train().training_loss < 10
+    assert not torch.equal(lm.layers[0].memory.qkv.weight, before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_compiled(architecture):
+    lm = model(architecture, layers=1).float()
+    with torch.no_grad():
+        compiled = torch.compile(lm, backend="aot_eager")(text(), use_cache=False).logits
+        torch.testing.assert_close(compiled, lm(text(), use_cache=False).logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_nothing_to_read(architecture):
+    lm = model(architecture)
+    with torch.no_grad():
+        assert lm(text()[:0]).logits.shape == (0, 17, 31)
+        cache = lm(text()).past_key_values
+        assert lm(text()[:, :0], past_key_values=cache).logits.shape == (2, 0, 31)
+        laws.same(lm(text(), past_key_values=cache).logits, lm(torch.cat([text(), text()], 1)).logits[:, 17:])
 
 
 # What cannot be.

@@ -84,7 +84,7 @@ class MACBlock(TitansBlock):
 
     def mix(self, x: Tensor, state: MACState, mask: Tensor | None) -> tuple[Tensor, MACState]:
         """See the class."""
-        if not x.shape[1]:
+        if not x.shape[0] or not x.shape[1]:
             return x, state
         n = self.norm(x)
         begin, length = int(state.tokens.min()), x.shape[1]
