@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from memory_titan.experiments.markdown import table
+from memory_titan.experiments.markdown import mean, spread, table, write_report
 from memory_titan.experiments.slot_page import write_slot_page
 from memory_titan.viz.plotting import STYLES
 
@@ -23,11 +22,8 @@ def report(record: dict[str, Any], folder: Path) -> str:
     Raises:
         ImportError: matplotlib is missing (extra: plot).
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "record.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
     told = text(record)
-    (folder / "report.md").write_text(told, "utf-8")
+    folder = write_report(record, told, folder)
     draw(record, folder)
     write_slot_page(record.get("page"), folder / "slots.html", "Pairs among filler, asked for 64 tokens later")
     return told
@@ -210,17 +206,3 @@ def _by_distance(runs: Sequence[Run]) -> list[list[float]]:
 def _told(figure: float | None) -> str:
     """Two digits; `-` for one that is not finite, or was not measured."""
     return "-" if figure is None else f"{figure:.2f}"
-
-
-def mean(values: Sequence[float]) -> float:
-    """The mean."""
-    return sum(values) / len(values)
-
-
-def spread(values: Sequence[float], digits: int = 2) -> str:
-    """Mean and range: `0.95 (0.91 to 0.98)`; of one value, or of equal ones, that alone."""
-    if not values:
-        return "-"
-    told = {f"{value:.{digits}f}" for value in values}
-    middle = f"{mean(values):.{digits}f}"
-    return middle if len(told) == 1 else f"{middle} ({min(values):.{digits}f} to {max(values):.{digits}f})"

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from memory_titan.experiments.longdep_report import mean, spread
-from memory_titan.experiments.markdown import table
+from memory_titan.experiments.markdown import mean, spread, table, write_report
 from memory_titan.viz.plotting import STYLES, pyplot
 
 Run = dict[str, Any]
@@ -24,11 +22,8 @@ def report(record: dict[str, Any], folder: Path) -> str:
     Raises:
         ImportError: matplotlib is missing (extra: plot).
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "record.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
     told = text(record)
-    (folder / "report.md").write_text(told, "utf-8")
+    folder = write_report(record, told, folder)
     draw(record, folder)
     return told
 

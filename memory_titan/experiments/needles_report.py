@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from memory_titan.experiments.markdown import table
+from memory_titan.experiments.markdown import mean, spread, table, write_report
 from memory_titan.viz.plotting import STYLES
 
 Run = dict[str, Any]
@@ -22,11 +20,8 @@ def report(record: dict[str, Any], folder: Path) -> str:
     Raises:
         ImportError: matplotlib is missing (extra: plot).
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "record.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
     told = text(record)
-    (folder / "report.md").write_text(told, "utf-8")
+    folder = write_report(record, told, folder)
     draw(record, folder / "needles-length.png")
     return told
 
@@ -139,14 +134,3 @@ def draw(record: dict[str, Any], path: Path) -> Path:
         axis.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(0, 0.55))
     axes[0][0].set_ylabel("right answers")
     return save(plt, figure, path)
-
-
-def mean(values: Sequence[float]) -> float:
-    """Of at least one."""
-    return sum(values) / len(values)
-
-
-def spread(values: Sequence[float], digits: int) -> str:
-    """The mean, and the range where it is not a point."""
-    low, high = (f"{each:.{digits}f}" for each in (min(values), max(values)))
-    return f"{mean(values):.{digits}f}" + (f" ({low} to {high})" if low != high else "")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from memory_titan.experiments.markdown import table
-from memory_titan.experiments.needles_report import mean, spread
+from memory_titan.experiments.markdown import mean, spread, table, write_report
 from memory_titan.viz.plotting import STYLES
 
 
@@ -20,11 +18,8 @@ def report(record: dict[str, Any], folder: Path) -> str:
     Raises:
         ImportError: matplotlib is missing (extra: plot).
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "record.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
     told = text(record)
-    (folder / "report.md").write_text(told, "utf-8")
+    folder = write_report(record, told, folder)
     draw(record, folder / "text-training.png")
     return told
 

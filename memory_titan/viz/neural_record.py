@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +14,7 @@ from torch import Tensor, nn
 
 from memory_titan.memory.neural.layer import NeuralMemory, NeuralMemoryState
 from memory_titan.memory.trace import Trace, trace
+from memory_titan.viz.record_file import RecordFile
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
@@ -25,7 +24,7 @@ OF_WEIGHTS = ("norm", "moved", "away")
 
 
 @dataclass(frozen=True)
-class NeuralRecord:
+class NeuralRecord(RecordFile):
     """One batch row of one `NeuralMemory`: T tokens, H heads, M matrices a head, L looks at them; float32.
 
     The first look is before the first token. Norms are Frobenius'.
@@ -38,6 +37,8 @@ class NeuralRecord:
         away: `[L, H, M]`, norm of the difference to the first look.
         looked_at: `[L]`, int64, tokens written by then, 0 at the first.
     """
+
+    KIND = "record of a neural memory"
 
     step: Floats
     keep: Floats
@@ -106,30 +107,6 @@ class NeuralRecord:
             raise ValueError(f"the record has {self.tokens} tokens; got {len(kinds)} kinds")
         names, kind = list(dict.fromkeys(kinds)), np.array(list(kinds))
         return names, {of: np.stack([getattr(self, of)[kind == name].mean(0) for name in names], 1) for of in OF_TOKENS}
-
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """As .npz, compressed.
-
-        Raises:
-            OSError: it cannot be written.
-        """
-        with open(path, "wb") as file:
-            np.savez_compressed(file, **{one.name: getattr(self, one.name) for one in fields(self)})
-        return Path(path)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> NeuralRecord:
-        """What `save` wrote.
-
-        Raises:
-            OSError: it cannot be read.
-            ValueError: it is not such a file.
-        """
-        with np.load(path, allow_pickle=False) as file:
-            names = {one.name for one in fields(cls)}
-            if not isinstance(file, np.lib.npyio.NpzFile) or set(file.files) != names:
-                raise ValueError(f"{path}: no record of a neural memory, which has {', '.join(sorted(names))}")
-            return cls(**{name: file[name] for name in names})
 
 
 def record_neural(module: nn.Module, run: Callable[[], Any], row: int = 0, every: int = 1) -> dict[str, NeuralRecord]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +15,7 @@ from memory_titan.memory.slots.layer import MemoryBankState, MultiHeadMemoryBank
 from memory_titan.memory.slots.trace import SlotTrace
 from memory_titan.memory.trace import Trace, trace
 from memory_titan.memory.usage import dense
+from memory_titan.viz.record_file import RecordFile
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
@@ -49,7 +48,7 @@ class Lifetimes:
 
 
 @dataclass(frozen=True)
-class SlotRecord:
+class SlotRecord(RecordFile):
     """One batch row of one bank: T tokens, H heads, N slots; float32 unless it says otherwise.
 
     Attributes:
@@ -62,6 +61,8 @@ class SlotRecord:
         content: `[S, H, N, d]`, what the slots held after `content_at` tokens; S is 0 where nobody looked.
         content_at: `[S]`, int64, tokens read by then.
     """
+
+    KIND = "record of slots"
 
     writes: Floats
     reads: Floats
@@ -203,30 +204,6 @@ class SlotRecord:
         lengths = np.linalg.norm(self.content, axis=-1) * np.linalg.norm(target, axis=-1)[:, None]
         products = np.einsum("shnd,hd->shn", self.content, target)
         return (products / np.maximum(lengths, 1e-12)).astype(np.float32)
-
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """As .npz, compressed.
-
-        Raises:
-            OSError: it cannot be written.
-        """
-        with open(path, "wb") as file:
-            np.savez_compressed(file, **{one.name: getattr(self, one.name) for one in fields(self)})
-        return Path(path)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> SlotRecord:
-        """What `save` wrote.
-
-        Raises:
-            OSError: it cannot be read.
-            ValueError: it is not such a file.
-        """
-        with np.load(path, allow_pickle=False) as file:
-            names = {one.name for one in fields(cls)}
-            if not isinstance(file, np.lib.npyio.NpzFile) or set(file.files) != names:
-                raise ValueError(f"{path}: no record of slots, which has {', '.join(sorted(names))}")
-            return cls(**{name: file[name] for name in names})
 
 
 def entropy(weights: NDArray[Any]) -> NDArray[Any]:
