@@ -85,7 +85,7 @@ def positions(frozen: FrozenModel) -> int | None:
 
 
 def retrieval_arm(frozen: FrozenModel, index: Index, soft: bool = False) -> Arm:
-    """The nearest turns: as notes in the prompt, in the order they were told; `soft`: as if the memory had found them."""
+    """The nearest turns, as notes in the order they were told; `soft`: as if the memory had found them."""
 
     def answer(question: Question) -> Said:
         found = index.nearest(question.text, SOFT if soft else RETRIEVED)

@@ -10,12 +10,13 @@ from memory_titan.evaluation.hybrid_talk import Question, Spans
 from memory_titan.evaluation.recall import is_right
 
 STAGES = ("not written", "erased", "not found", "silent", "wrong recollection used", "misread")
+VALUES = ("new", "old", "both", "neither")
 OVERLAPS = ("a content word", "a name only", "nothing")
 _WORD = re.compile(r"[^\W_]+")
 
 
 def mark_corrected(answer: str, new: Sequence[str], old: Sequence[str]) -> str:
-    """`new` | `old` | `both` | `neither`: which values stand in an answer, as whole words, in any case.
+    """One of `VALUES`: which values stand in an answer, as whole words, in any case.
 
     A value that is part of the other one, as "Elm Road" is of "9 Elm Road", does not count where the other stands.
     """
