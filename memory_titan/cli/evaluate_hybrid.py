@@ -46,7 +46,7 @@ def _names(known: tuple[str, ...]) -> Callable[..., list[str]]:
 @click.option("--parts", callback=_names(_PARTS), default=",".join(_PARTS), show_default=True, metavar="PART,...")
 @click.option("--arms", callback=_names(_ARMS), default=",".join(_ARMS), show_default=True, metavar="ARM,...")
 @click.option(*both("answer_turns"), is_flag=True,
-              help="Answer each turn too, as a chat does: what is read stays the same, and it takes hours.")  # fmt: skip
+              help="Answer each turn too, as a chat does: it reads the same, and it takes long.")  # fmt: skip
 @click.option("--output", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
               help="For record.json, report.md, curves.png (extra: plot), and finished.jsonl, with which an "
               "interrupted run goes on.")  # fmt: skip

@@ -232,10 +232,9 @@ def draw(figures: Record, path: Path) -> Path:
     for axes in (left, right):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    handles = {
-        label: handle for axes in (left, right) for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    legends = [zip(*axes.get_legend_handles_labels(), strict=True) for axes in (left, right)]
+    lines = {label: handle for pairs in legends for handle, label in pairs}
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     return save(plt, figure, path)
 
 
