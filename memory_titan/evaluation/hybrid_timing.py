@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from memory_titan.hybrid.engine import CANDIDATES
 from memory_titan.hybrid.frozen import FrozenModel
 from memory_titan.hybrid.speaking import speak
 
@@ -47,7 +48,15 @@ def time_engine(frozen: FrozenModel, engine: Any, turns: Sequence[str], question
 
 
 def _recall(engine: Any, question: str) -> dict[str, float]:
-    return {"recall": _seconds(engine.recall, question)}
+    """Seconds of the whole, and of its parts by themselves; evidence is what is left."""
+    whole = _seconds(engine.recall, question)
+    started = time.perf_counter()
+    address = engine.addresser([engine.encode(question)])[0]
+    addressed = time.perf_counter()
+    for slot, _ in engine.memory.find(address, CANDIDATES):
+        engine.memory.read(slot)
+    parts = {"address": addressed - started, "lookup": time.perf_counter() - addressed}
+    return {"recall": whole, **parts, "evidence": max(0.0, whole - sum(parts.values()))}
 
 
 def _first(frozen: FrozenModel, engine: Any, question: str) -> dict[str, float]:
