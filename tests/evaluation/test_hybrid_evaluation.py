@@ -330,6 +330,25 @@ def test_it_is_asked_of_a_new_engine_that_loaded_what_was_told(tmp_path):
     assert [bool(each.asked) for each in made] == [False, True] and "left behind" not in str(made[1].held)
 
 
+def test_turns_are_answered_if_asked_for():
+    talked = []
+
+    class Talker(Parrot):
+        def chat(self, message, max_tokens):
+            talked.append(message)
+            self.turn = SimpleNamespace(readings=super().read(message))
+            yield "I "
+            yield "see."
+
+        def read(self, text):
+            raise AssertionError("chat reads by itself")
+
+    settings = Settings(seeds=2, facts=4, turns=12, answer_turns=True)
+    record = evaluate_hybrid(NOBODY, settings, None, ["facts"], ["memory"], Talker, talk=TALK)
+    assert talked == facts_chat(TALK, 0, 4, 8).texts + facts_chat(TALK, 1, 4, 8).texts
+    assert summarise(record)["facts"]["memory"]["right"] == [[4, 4], [4, 4]]
+
+
 def test_nothing_that_cannot_be_run_is_begun():
     for given, match in (
         ({"parts": ["fact"]}, "no part 'fact'"),
