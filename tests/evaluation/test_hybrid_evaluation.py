@@ -54,6 +54,8 @@ def rows(split: str, animals: list[str]) -> dict[str, list[dict]]:
     several = [
         {"told": ["Petra joins the hike.", "Otto joins the hike."], "question": "Who joins the hike?",
          "answers": [["Petra"], ["Otto"]]},
+        {"told": ["Ben runs.", "Ben and Mia run early."], "question": "Who will run early?",
+         "answers": [["Ben"], ["Mia"]]},
     ]  # fmt: skip
     plain = {"unknown": [{"question": "Where is the walrus?"}], "general": [{"question": "Why is it wet at sea?"}]}
     made = {"fact": facts, "small talk": small, "correction": corrections, "several": several, **plain}
@@ -184,6 +186,7 @@ def test_a_value_inside_the_other_is_not_counted():
     [
         ("Where did the ferries go?", "The ferry is at the pier.", "a content word"),
         ("What is it about Greta?", "Greta has a limp.", "a name only"),
+        ("Greta: what of it?", "And then Greta fell.", "a name only"),
         ("What of Greta's ferry?", "Greta took the ferry.", "a content word"),
         ("Who keeps it?", "My aunt has been the keeper of that.", "nothing"),
         ("Dogs are what?", "Dogs bark.", "a content word"),
@@ -256,8 +259,9 @@ def test_corrections_by_form():
 
 
 def test_what_a_correction_takes_out_wrongly_is_counted():
-    talk = Talk({**TALK.rows, "correction": [*TALK.of("correction"), {**TALK.of("correction")[0], "name": "test x",
-        "told": "The otter sleeps late.", "correction": "Mind the otter.", "form": "elliptical"}]}, TALK.other)  # fmt: skip
+    ferry = TALK.of("correction")[0]
+    otter = {"name": "x", "told": "The otter sleeps late.", "correction": "Mind the otter.", "form": "elliptical"}
+    talk = Talk({**TALK.rows, "correction": [ferry, {**ferry, **otter}]}, TALK.other)
     for seed in range(20):  # one where the otter has been told when the ferry is corrected
         texts = corrections_chat(talk, seed, 8).texts
         if texts.index("The otter sleeps late.") < texts.index("Actually the ferry leaves on Friday."):
@@ -272,7 +276,7 @@ def test_what_a_correction_takes_out_wrongly_is_counted():
 
 def test_parts_said_and_left_out():
     found = figures("several")["several"]["memory"]  # it says one sentence, which holds one of two names
-    assert (found["all"], found["some"], found["parts"]) == ([0, 1], [1, 1], [1, 2])
+    assert (found["all"], found["some"], found["parts"]) == ([1, 2], [1, 2], [3, 4])
     assert found["stages"] == {"wrong recollection used": 1}
 
 
