@@ -10,8 +10,8 @@ The first half says which words a text has, the second what it is about: the quo
 prompt of PromptEOL, Jiang et al. 2023, arXiv 2307.16645). Hidden states are whitened by statistics of ordinary text
 (Z = (C + lambda)^(-1/2)), so that what every sentence has in common does not count; tokens count by how rare they are.
 
-Three kinds of texts lie apart in this space, by a line each (logistic regression on conversations): statements worth
-keeping, small talk, and questions. A second line tells statements that correct an earlier one. `docs/log.md` has figures.
+Four kinds of texts lie apart in this space, by a line each (logistic regression on conversations): statements worth
+keeping, small talk, private and general questions. One more line tells statements that correct an earlier one.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _SHRINK, _SHRINK_MEANING = 0.05, 1.0  # lambda, in mean eigenvalues: thousands o
 _PENALTY = 1e-4  # on the squared weights of the lines
 _BATCH = 16
 _VERSION = 2
-KINDS = ("keep", "small talk", "question")
+KINDS = ("keep", "small talk", "question", "general")  # questions about private things, and about the world
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Looked:
 
     Attributes:
         addresses: `[texts, dim]`, float32, of length 1.
-        kinds: `[texts, 3]`, the probabilities of `KINDS`.
+        kinds: `[texts, 4]`, the probabilities of `KINDS`.
         correcting: `[texts]`, the log odds that a text corrects something said before.
     """
 
@@ -91,11 +91,12 @@ class Addresser:
     def look(self, ids: list[list[int]]) -> Looked:
         """The address and the kind of each list of token ids, each text by itself."""
         words, meanings = self._states(ids)
-        return self._judge(self._addresses(ids, words, meanings))
+        return self.judge(self._addresses(ids, words, meanings))
 
-    def _judge(self, addresses: Tensor) -> Looked:
+    def judge(self, addresses: Tensor) -> Looked:
+        """What addresses `[texts, dim]` say of their texts."""
         lines = addresses @ self.lines[:-1] + self.lines[-1]
-        return Looked(addresses, lines[:, :3].softmax(-1), lines[:, 3])
+        return Looked(addresses, lines[:, :-1].softmax(-1), lines[:, -1])
 
     def _states(self, ids: list[list[int]]) -> tuple[list[Tensor], Tensor]:
         """`[layers - 1, tokens, hidden]` of each text, and `[texts, hidden]` at the quotes."""
@@ -118,7 +119,7 @@ class Addresser:
     def _take(self, tensors: dict[str, Tensor]) -> None:
         self.mean, self.whiten, self.idf = (tensors[name].float() for name in ("mean", "whiten", "idf"))
         self.mean_meaning, self.whiten_meaning = (tensors[f"{name}_meaning"].float() for name in ("mean", "whiten"))
-        self.lines = tensors["lines"].float() if "lines" in tensors else torch.zeros(self.dim + 1, 4)
+        self.lines = tensors["lines"].float() if "lines" in tensors else torch.zeros(self.dim + 1, len(KINDS) + 1)
 
     def _calibrate(self, texts: dict[str, list[str]]) -> dict[str, Tensor]:
         """Statistics of ordinary text, then the lines between the kinds."""
@@ -142,11 +143,13 @@ class Addresser:
         for kind in (*KINDS, "correction"):
             ids = [self.frozen.encode(f" {text}") for text in texts[kind]]
             groups.append(self._addresses(ids, *self._batches(ids)))
-        keep, small, question, correction = groups
-        kinds = torch.tensor([0] * (len(keep) + len(correction)) + [1] * len(small) + [2] * len(question))
-        three = _lines(torch.cat([keep, correction, small, question]), kinds)
-        two = _lines(torch.cat([keep, correction]), torch.tensor([0] * len(keep) + [1] * len(correction)))
-        tensors["lines"] = torch.cat([three, two[:, 1:] - two[:, :1]], -1)
+        *four, corrections = groups
+        keep = four[0]
+        four[0] = torch.cat([keep, corrections])
+        kinds = torch.cat([torch.full((len(group),), index) for index, group in enumerate(four)])
+        lines = _lines(torch.cat(four), kinds)
+        two = _lines(torch.cat([keep, corrections]), torch.tensor([0] * len(keep) + [1] * len(corrections)))
+        tensors["lines"] = torch.cat([lines, two[:, 1:] - two[:, :1]], -1)
         return {name: tensor.float() for name, tensor in tensors.items()}
 
     def _batches(self, ids: list[list[int]]) -> tuple[list[Tensor], Tensor]:
@@ -174,7 +177,9 @@ def calibration_texts() -> dict[str, list[str]]:
         "keep": [row["told"] for row in facts[::2]] + [row["told"] for row in corrections],
         "small talk": [row["told"] for row in rows if row["kind"] == "small talk" and row["about"] != "general"],
         "question": [row["question"] for row in [*facts[1::2], *corrections]]
-        + [row["question"] for row in rows if row["kind"] in ("unknown", "general")],
+        + [row["question"] for row in rows if row["kind"] == "unknown"],
+        "general": [row["question"] for row in rows if row["kind"] == "general"]
+        + [row["told"] for row in rows if row["kind"] == "small talk" and row["about"] == "general"],
         "correction": [row["correction"] for row in corrections],
     }
 
@@ -204,7 +209,7 @@ def _lines(addresses: Tensor, kinds: Tensor) -> Tensor:
         return value
 
     with torch.enable_grad():
-        optimizer.step(loss)  # type: ignore[no-untyped-call]
+        optimizer.step(loss)
     return lines.detach()
 
 

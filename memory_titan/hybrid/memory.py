@@ -85,11 +85,12 @@ class RecollectionMemory:
         return 1.0 / (1.0 + self.load)
 
     @contextlib.contextmanager
-    def step(self, what: str) -> Iterator[None]:
-        """What changes inside is one step to `undo`. what: it was, in words. Steps do not nest."""
+    def step(self) -> Iterator[list[str]]:
+        """What changes inside is one step to `undo`; yields a list to say in words what that was. Steps do not nest."""
+        what: list[str] = []
         before, counts = {name: tensor.clone() for name, tensor in self._tensors.items()}, dict(self.counts)
         try:
-            yield
+            yield what
         finally:
             changed = {}
             for name, tensor in self._tensors.items():
@@ -98,10 +99,10 @@ class RecollectionMemory:
             if any(len(rows) for name, (rows, _) in changed.items() if name != "touched"):
                 self._steps.append(_Step(what, changed, counts))
 
-    def undo(self) -> str | None:
-        """Take back the last step, to the bit; what it was, or None if there is none. `counts` go back too."""
+    def undo(self) -> list[str]:
+        """Take back the last step, to the bit; what it was, in words, or [] if there is none. `counts` go back too."""
         if not self._steps:
-            return None
+            return []
         last = self._steps.pop()
         for name, tensor in self._tensors.items():
             rows, values = last.changed[name]
@@ -109,6 +110,12 @@ class RecollectionMemory:
         # A name that is given out again would find the traces of what it named before.
         self.counts = {**last.counts, "written": self.counts["written"]}
         return last.what
+
+    @property
+    def file_bytes(self) -> int:
+        """Size of its file, but for a header of about a kilobyte."""
+        a, b = self.addresses, self.content.weights
+        return a.numel() + b.numel() + 4 * (len(a) + len(b)) + sum(getattr(self, name).nbytes for name in _SLOTS[:-1])
 
     def write(self, addresses: Tensor, tokens: list[list[int]]) -> list[Tensor]:
         """Write texts; what the memory already says at a text's address is not written again.
@@ -142,6 +149,10 @@ class RecollectionMemory:
         if names:
             self.content.write(names, fresh, self.strength)
         return surprises
+
+    def surprise(self, address: Tensor, ids: list[int]) -> Tensor:
+        """`[T]`, of a text that is not written: 1 for tokens that are new at this address, 0 for known ones."""
+        return self._surprise(address, ids, {})[0]
 
     def find(self, address: Tensor, count: int) -> list[tuple[int, float]]:
         """The `count` nearest slots in use: `(slot, cosine)`, nearest first."""
@@ -270,7 +281,7 @@ class RecollectionMemory:
 class _Step:
     """What a step found before it: of each tensor the rows that it changed, and their values."""
 
-    what: str
+    what: list[str]
     changed: dict[str, tuple[Tensor, Tensor]]
     counts: dict[str, int]
 
