@@ -36,6 +36,7 @@ from memory_titan.evaluation.hybrid_arms import (
     retrieval_arm,
 )  # fmt: skip
 from memory_titan.evaluation.hybrid_marking import mark_corrected, overlap, stage, written
+from memory_titan.evaluation.hybrid_summary import CURVE
 from memory_titan.evaluation.hybrid_talk import (
     Chat,
     Question,
@@ -53,10 +54,10 @@ from memory_titan.hybrid.frozen import FrozenModel
 
 Record = dict[str, Any]
 HELD = (10, 30, 100, 300, 500, 1000)
-# What is asked in each part, and of whom. Of the curve, dear as it is, the three that one would choose among.
+# What is asked in each part, and of whom.
 ARMS_OF = {
     "facts": ARMS,
-    "curve": ("memory", "context", "retrieval"),
+    "curve": CURVE,
     "corrections": ("memory", "bare", "context", "retrieval"),
     "several": ARMS,
     "unknown": ("memory",),
@@ -267,12 +268,7 @@ class _Run:
         engine, started, turns = self.make_engine(self.frozen, path), time.perf_counter(), []
         for turn in chat.turns:
             readings = [
-                {
-                    "text": each.text,
-                    "written": each.written,
-                    "reason": getattr(each, "reason", ""),
-                    "replaced": list(getattr(each, "replaced", [])),
-                }
+                {"text": each.text, "written": each.written, "reason": each.reason, "replaced": each.replaced}
                 for each in _tell(engine, turn.text, self.settings.answer_turns)
             ]
             turns.append({"kind": turn.kind, "name": turn.name, "about": turn.about, "readings": readings})

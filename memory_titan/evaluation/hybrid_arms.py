@@ -88,13 +88,13 @@ def retrieval_arm(frozen: FrozenModel, index: Index, soft: bool = False) -> Arm:
     """The nearest turns, as notes in the order they were told; `soft`: as if the memory had found them."""
 
     def answer(question: Question) -> Said:
-        found = index.nearest(question.text, SOFT if soft else RETRIEVED)
-        texts = [index.texts[place] for place in (found if soft else sorted(found))]
+        places = index.nearest(question.text, SOFT if soft else RETRIEVED)
+        found, told = ([index.texts[place] for place in order] for order in (places, sorted(places)))
         if soft:
-            said = answer_from(frozen, question.text, [as_recalled(frozen, text) for text in texts], MAX_TOKENS)
+            said = answer_from(frozen, question.text, [as_recalled(frozen, text) for text in found], MAX_TOKENS)
         else:
-            said = "".join(speak(frozen, notes_prompt(frozen, texts, question.text), MAX_TOKENS))
-        return Said(said.strip(), True, texts, texts)
+            said = "".join(speak(frozen, notes_prompt(frozen, told, question.text), MAX_TOKENS))
+        return Said(said.strip(), True, found, found if soft else told)
 
     return answer
 

@@ -85,14 +85,20 @@ def holder(read: Sequence[dict[str, Any]], text: str, before: int) -> int | None
 
 
 def _erased(read: Sequence[dict[str, Any]], turns: Iterable[int], spans: Spans) -> bool:
-    """Whether every text that holds the answer was taken out again later."""
+    """Whether every text that holds the answer was taken out again later, for one that does not hold it."""
     held = [
         (turn, _plain(each["text"]))
         for turn in turns
         for each in read[turn]["readings"]
         if is_right(each["text"], list(spans))
     ]
-    gone = [(turn, _plain(text)) for turn, text in erasures(read)]
+    gone = [
+        (turn, _plain(text))
+        for turn, after in enumerate(read)
+        for each in after["readings"]
+        if not is_right(each["text"], list(spans))
+        for text in each["replaced"]
+    ]
     return bool(held) and all(any(at > turn and out == text for at, out in gone) for turn, text in held)
 
 

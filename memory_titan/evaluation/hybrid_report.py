@@ -9,7 +9,7 @@ from typing import Any
 
 from memory_titan.evaluation.compare import Share
 from memory_titan.evaluation.hybrid_marking import OVERLAPS, STAGES, VALUES
-from memory_titan.evaluation.hybrid_summary import BINS, Count, Record
+from memory_titan.evaluation.hybrid_summary import BINS, CURVE, Count, Record
 from memory_titan.evaluation.markdown import table, write_report
 from memory_titan.viz.plotting import STYLES, pyplot, save
 
@@ -133,7 +133,7 @@ def _curve(figures: Record) -> str:
             point = points.get(facts)
             cells.append("-" if point is None else share(point["right"]) if "right" in point else _no_room(point))
         rows.append([NAMES[arm], *cells])
-    return table(["facts told", *held], rows) if rows else ""
+    return table(["facts told", *held], rows) if len(held) > 1 else ""
 
 
 def _corrections(figures: Record) -> str:
@@ -215,13 +215,14 @@ def draw(figures: Record, path: Path) -> Path:
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True, layout="constrained")
     look = dict(zip(NAMES, STYLES, strict=True))
     turns = figures["settings"]["turns"]
-    for arm, points in figures["curve"].items():
-        there = [(int(facts), point["right"]) for facts, point in points.items() if "right" in point]
-        _line(left, look[arm], NAMES[arm], [at for at, _ in there], [_pooled(counts) for _, counts in there])
     middles = [turns * (place + 0.5) / BINS for place in range(BINS)]
-    for arm, counts in figures["since"].items():
-        there = [(at, count) for at, count in zip(middles, counts, strict=True) if count[1]]
-        _line(right, look[arm], NAMES[arm], [at for at, _ in there], [count for _, count in there])
+    for aside, arm in enumerate(CURVE, -1):  # beside each other, so that every bar is seen
+        points = figures["curve"].get(arm, {})
+        there = [(int(facts), point["right"]) for facts, point in points.items() if "right" in point]
+        counts = [_pooled(count) for _, count in there]
+        _line(left, look[arm], NAMES[arm], [at * 1.03**aside for at, _ in there], counts)
+        bins = [each for each in zip(middles, figures["since"].get(arm, ()), strict=False) if each[1][1]]
+        _line(right, look[arm], NAMES[arm], [at + 0.01 * aside * turns for at, _ in bins], [each for _, each in bins])
     held = sorted({int(facts) for points in figures["curve"].values() for facts in points})
     if held:
         left.set_xscale("log")

@@ -13,6 +13,7 @@ from memory_titan.evaluation.hybrid_marking import OVERLAPS, VALUES, erasures, h
 Record = dict[str, Any]
 Count = list[int]  # of how many: [right, asked]
 BINS = 5
+CURVE = ("memory", "context", "retrieval")  # of the curves, the three that one would choose among
 FORMS = ("full", "new", "elliptical")
 
 
@@ -84,7 +85,7 @@ def _curve(jobs: Record, asked: int) -> Record:
     """By arm and facts told: right and asked, a seed each; or why there are none."""
     found: Record = {}
     held = sorted({int(name.split("/")[1].split()[1]) for name in jobs if name.split("/")[1].startswith("facts ")})
-    for arm in ("memory", "context", "retrieval"):
+    for arm in CURVE:
         for facts in held:
             there = _jobs(jobs, f"facts {facts}", arm)
             if any(job["answers"] is None for job in there):
@@ -178,7 +179,7 @@ def _general(jobs: Record) -> Record:
     bare = {row["name"]: row["answer"] for row in _rows(_jobs(jobs, "general", "bare"))}
     found: Record = {}
     for facts in _numbers(jobs, "general"):
-        for arm in ("memory", "context", "retrieval"):
+        for arm in CURVE:
             there = _jobs(jobs, f"general {facts}", arm)
             if _rows(there):
                 found.setdefault(arm, {})[facts] = [

@@ -211,6 +211,7 @@ FERRY = "The ferry leaves on Friday."
         ([], [], False, [turn(("The fer", True), ("ry on Fri", False)), turn()], "not found"),
         ([], [], False, [turn((FERRY, True)), turn(("No.", True, FERRY))], "erased"),
         (["ok"], [], False, [turn((FERRY, True)), turn(("No.", True, "ok"))], "not found"),
+        (["ok"], [], False, [turn((FERRY, True)), turn(("A ferry on Friday.", True, FERRY))], "not found"),
         (["ok", FERRY], [], False, [turn((FERRY, True)), turn()], "silent"),
         (["ok", FERRY], ["ok"], True, [turn((FERRY, True)), turn()], "wrong recollection used"),
         ([FERRY], [FERRY], True, [turn((FERRY, True)), turn()], "misread"),
@@ -410,6 +411,7 @@ def test_arms(frozen):
     assert order[0] == 4 and sorted(order) == list(range(6))
     found = hybrid_arms.retrieval_arm(frozen, index)(Question("", texts[4]))
     assert found.used == [texts[place] for place in sorted(order[:3])]
+    assert found.found == [texts[place] for place in order[:3]] != found.used
     soft = hybrid_arms.retrieval_arm(frozen, index, soft=True)(Question("", texts[4]))
     assert soft.used == [texts[place] for place in order[:2]]
     tight = hybrid_arms.Index(Letters(), texts, index.bytes - 1)
