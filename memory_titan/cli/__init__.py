@@ -120,7 +120,7 @@ def remember(text: Path, path: Path, model: str, slots: int | None, quiet: bool)
                     yield piece
                     progress.advance(task, len(piece))
 
-            for reading in engine.read_stream(sentences(pieces())):
+            for reading in engine.read_stream(sentences(pieces()), everything=True):
                 count, written = count + 1, written + reading.written
                 progress.update(task, count=count)
                 if count % _SAVE_EVERY == 0:

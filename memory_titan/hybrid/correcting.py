@@ -37,8 +37,8 @@ _EMPTY = frozenset(  # words that a value does not begin or end with
         r"\S+",
         """a ah again always an and are argh at be been called checked correction eh for full gone hang has he he's hold
         i i've in is it it's its just looked make mean meant mistake my no nope not now of off oh on one only oops or
-        other rather read said says she she's sorry texted that that's the them they they're this those to up wait was we were
-        what wrong you""",
+        other rather read said says she she's sorry texted that that's the them they they're this those to up wait was we
+        were what wrong you""",
     )
 )
 _MARKS = ".,;:!?\"'()"

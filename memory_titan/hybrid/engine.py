@@ -117,7 +117,8 @@ class HybridEngine:
 
         Args:
             text: what to read.
-            everything: write what looks like small talk or a question too.
+            everything: write all that is new, as a document is read: small talk and questions too, each sentence by
+                itself, and none taken for a correction of what was read before.
         """
         return list(self.read_stream(sentences(text), everything))
 
