@@ -1,0 +1,397 @@
+"""One person in the chat: a conversation, a memory, and what happened to both. Knows nothing of pages.
+
+Everything that needs the model joins the line and returns at once; who shows it looks at `log`, `version` and `capacity`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from memory_titan.app.chat_line import Line
+
+if TYPE_CHECKING:  # the engine brings torch
+    from memory_titan.hybrid.engine import Answer, Capacity, HybridEngine, Recollection, Turn
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+MESSAGE = 4_000  # characters
+TEXT_FILE = 200_000  # bytes: about as many sentences as a memory of the usual size can address
+MEMORY_FILE = 256_000_000  # bytes
+_KEPT = 300  # entries of a conversation that a reload shows again
+_PIECE = 400  # characters of a file between two looks at the stop sign
+
+
+@dataclass
+class Entry:
+    """Something that happened in the conversation, in the order it happened.
+
+    Attributes:
+        state: "waiting" in line, "working", "done", "stopped" or "failed".
+        error: what was wrong, if it failed.
+    """
+
+    state: str = field(default="waiting", kw_only=True)
+    error: str = field(default="", kw_only=True)
+
+    @property
+    def live(self) -> bool:
+        """Whether it still changes."""
+        return self.state in ("waiting", "working")
+
+
+@dataclass
+class Said(Entry):
+    """A message and its answer; `let_go` texts were dropped from a full memory to make room."""
+
+    message: str
+    memory: bool
+    text: str = ""
+    turn: Turn | None = None
+    let_go: int = 0
+
+
+@dataclass
+class Compared(Entry):
+    """One question, asked with the memory and without, each with an empty context."""
+
+    question: str
+    remembered: Answer | None = None
+    bare: Answer | None = None
+
+
+@dataclass
+class FileRead(Entry):
+    """A text file that the memory reads: `done` of `total` characters so far."""
+
+    name: str
+    total: int
+    done: int = 0
+    texts: int = 0
+    written: int = 0
+    let_go: int = 0
+
+
+@dataclass
+class Note(Entry):
+    """Something done to the context or the memory. `kind`: "cleared", "forgot", "undone", "saved", "loaded"."""
+
+    kind: str
+    text: str = ""
+    items: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.state = "done"
+
+
+class BusyError(ValueError):
+    """This person's last wish is still being worked on."""
+
+
+class Person:
+    """A person's engine and conversation.
+
+    Args:
+        engine: of this person alone (`HybridEngine.fork`).
+        file: where their memory is saved.
+        line: before the model that all engines share.
+    """
+
+    def __init__(self, engine: HybridEngine, file: Path, line: Line) -> None:
+        self.engine, self.file = engine, file
+        self.log: list[Entry] = []
+        self.dropped = 0  # entries that the log no longer holds
+        self.version = 0  # grows with every change of the memory or the log
+        self.unsaved = 0  # changes of the memory since it was last saved
+        self.saved: float | None = file.stat().st_mtime if file.exists() else None  # seconds since 1970
+        self.pages = 0  # that show this person now
+        self.history: list[Capacity] = [engine.capacity]
+        self.set_aside = ""  # name of a damaged file that this memory could not be loaded from
+        self._line = line
+        self._job: Future[Any] | None = None
+        self._stop = threading.Event()
+        self._following: tuple[Said, Turn | None] | None = None  # what is being answered, and the turn before it
+        self._before_load: tuple[HybridEngine, str] | None = None
+
+    @property
+    def capacity(self) -> Capacity:
+        """Of the memory, as the last change left it."""
+        return self.history[-1]
+
+    @property
+    def turn(self) -> Turn | None:
+        """The last one for which the memory was on."""
+        turns = (each.turn for each in reversed(self.log) if isinstance(each, Said) and each.memory)
+        return next(turns, None)
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is in line or at work."""
+        return self._job is not None and not self._job.done()
+
+    @property
+    def before(self) -> int:
+        """How many others come before what this person waits for."""
+        return 0 if self._job is None else self._line.before(self._job)
+
+    def say(self, message: str, memory: bool = True) -> None:
+        """Say something; the answer comes into the log piece by piece. Without memory, nothing is recalled or written.
+
+        Raises:
+            ValueError: nothing is said, or too much.
+            BusyError: something is being worked on.
+        """
+        entry = Said(checked(message), memory)
+
+        def answer() -> None:
+            previous, evicted = self.engine.turn, self.engine.capacity.evicted
+            stream = self.engine.chat(entry.message, use_memory=memory, learn=memory)
+            self._following = entry, previous
+            try:
+                for piece in stream:
+                    entry.text += piece
+                    if self._stop.is_set():
+                        break
+            finally:
+                stream.close()
+                self.follow()
+                self._following = None
+            turn = entry.turn
+            entry.let_go = self.engine.capacity.evicted - evicted
+            self._changed(sum(each.written for each in turn.readings) if turn else 0)
+
+        self._enter(entry, answer)
+
+    def follow(self) -> None:
+        """Let the entry that is being answered show what the engine has found out so far."""
+        if self._following is not None:
+            entry, previous = self._following
+            if self.engine.turn is not previous:
+                entry.turn = self.engine.turn
+
+    def compare(self, question: str) -> None:
+        """Ask with the memory and without, each with an empty context. Changes nothing. Raises as `say`."""
+        entry = Compared(checked(question))
+
+        def ask() -> None:
+            entry.remembered = self.engine.ask(entry.question, max_tokens=200)
+            if not self._stop.is_set():
+                entry.bare = self.engine.ask(entry.question, use_memory=False, max_tokens=200)
+
+        self._enter(entry, ask)
+
+    def read(self, name: str, data: bytes) -> None:
+        """Read a text file into the memory; one step for `undo`.
+
+        Raises:
+            ValueError: too large, not UTF-8, or empty.
+            BusyError: something is being worked on.
+        """
+        text = as_text(name, data)
+        entry = FileRead(name, len(text))
+
+        def pieces() -> Iterator[str]:
+            for start in range(0, len(text), _PIECE):
+                if self._stop.is_set():
+                    return
+                yield text[start : start + _PIECE]
+                entry.done = min(len(text), start + _PIECE)
+
+        def read() -> None:
+            evicted = self.engine.capacity.evicted
+            readings = self.engine.read(pieces())
+            entry.texts, entry.written = len(readings), sum(each.written for each in readings)
+            entry.let_go = self.engine.capacity.evicted - evicted
+            self._changed(entry.written)
+
+        self._enter(entry, read)
+
+    def clear(self) -> None:
+        """Clear the context; the memory stays. BusyError while an answer is being written."""
+        self._refuse_if_busy()
+        self.engine.clear_context()
+        self._add(Note("cleared"))
+
+    def find(self, words: str) -> Future[list[Recollection]]:
+        """What is held about some words. ValueError as `say`."""
+        words = checked(words)
+        return self._line.put(lambda: self.engine.find(words))
+
+    def held(self) -> Future[list[Recollection]]:
+        """All that is held, read out of the weights, newest first."""
+        return self._line.put(lambda: self.engine.held())
+
+    def forget(self, what: Iterable[Recollection]) -> Future[None]:
+        """Erase recollections from the weights. BusyError while something is being worked on."""
+        chosen = list(what)
+
+        def forget() -> None:
+            gone = self.engine.forget(chosen)
+            self._changed(len(gone))
+            self._add(Note("forgot", items=[each.text for each in gone]))
+
+        return self._put(forget)
+
+    def undo(self) -> Future[None]:
+        """Take back the memory's last change. BusyError while something is being worked on."""
+
+        def undo() -> None:
+            taken = self.engine.undo()
+            if not taken and self._before_load is not None:
+                engine, name = self._before_load
+                engine.context = self.engine.context
+                self.engine, self._before_load = engine, None
+                taken = [f"the loading of {name}"]
+            self._changed(bool(taken))
+            self._add(Note("undone", items=taken))
+
+        return self._put(undo)
+
+    def save(self) -> Future[None]:
+        """Write the memory to its file, whole or not at all. BusyError while something is being worked on."""
+
+        def save() -> None:
+            self.save_now()
+            self._add(Note("saved", text=self.file.name))
+
+        return self._put(save)
+
+    def save_now(self) -> None:
+        """`save`, without the line: for when nothing is at work. OSError if it cannot be written."""
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        self.engine.save(self.file)
+        self.unsaved, self.saved = 0, time.time()
+
+    def load(self, name: str, data: bytes) -> Future[None]:
+        """Go on with another memory file, and the same conversation. `undo` brings the memory before it back.
+
+        Its future raises MemoryFileError, a ValueError, for what is no memory of this model; then nothing has changed.
+        """
+
+        def load() -> None:
+            with _temporary(data) as path:
+                try:
+                    engine = self.engine.fork(memory=path)
+                except ValueError as error:
+                    raise ValueError(str(error).replace(str(path), name)) from error
+            engine.path = self.file
+            engine.context = self.engine.context
+            self._before_load, self.engine = (self.engine, name), engine
+            self._changed(1)
+            self._add(Note("loaded", text=name))
+
+        return self._put(load)
+
+    def export(self) -> Future[bytes]:
+        """The bytes of a memory file as it would be saved now."""
+
+        def export() -> bytes:
+            with _temporary(b"") as path:
+                self.engine.save(path)
+                return path.read_bytes()
+
+        return self._line.put(export)
+
+    def stop(self) -> None:
+        """Leave the line, or end the answer where it is; what was said and learned so far stays."""
+        self._stop.set()
+        job, last = self._job, self.log[-1] if self.log else None
+        if job is not None and job.cancel() and last is not None and last.live:
+            last.state = "stopped"
+            self.version += 1
+
+    def wait(self, seconds: float | None = None) -> None:
+        """Until nothing is in line or at work for this person. TimeoutError after so many seconds."""
+        if self._job is not None and not self._job.cancelled():
+            self._job.exception(seconds)
+
+    def _enter(self, entry: Entry, work: Callable[[], None]) -> None:
+        def run() -> None:
+            entry.state = "working"
+            try:
+                work()
+                entry.state = "stopped" if self._stop.is_set() else "done"
+            except Exception as error:
+                entry.state, entry.error = "failed", " ".join(str(error).split()) or type(error).__name__
+                if not isinstance(error, ValueError):
+                    logger.exception("unexpected, in the chat")
+            finally:
+                self.version += 1
+
+        self._refuse_if_busy()
+        self._add(entry)
+        self._put(run)
+
+    def _put(self, work: Callable[[], T]) -> Future[T]:
+        self._refuse_if_busy()
+        self._stop.clear()
+        self._job = job = self._line.put(work)
+        return job
+
+    def _refuse_if_busy(self) -> None:
+        if self.busy:
+            raise BusyError("one thing at a time: wait for the answer, or stop it")
+
+    def _add(self, entry: Entry) -> None:
+        self.log.append(entry)
+        surplus = len(self.log) - _KEPT
+        if surplus > 0:
+            del self.log[:surplus]
+            self.dropped += surplus
+        self.version += 1
+
+    def _changed(self, count: int) -> None:
+        self.unsaved += count
+        self.history.append(self.engine.capacity)
+        del self.history[:-_KEPT]
+        self.version += 1
+
+
+def checked(message: str) -> str:
+    """A message without the space around it. ValueError if nothing is left, or too much."""
+    message = message.encode("utf-8", "replace").decode().strip()  # half a surrogate pair is no text
+    if not message:
+        raise ValueError("nothing was said")
+    if len(message) > MESSAGE:
+        raise ValueError(
+            f"a message may have {MESSAGE:,} characters, this one has {len(message):,}; "
+            "put it into a text file and let the memory read that"
+        )
+    return message
+
+
+def as_text(name: str, data: bytes) -> str:
+    """The text of an uploaded file. ValueError if it is too large, not UTF-8, or empty."""
+    if len(data) > TEXT_FILE:
+        raise ValueError(f"{name} has {len(data):,} bytes; the memory reads files up to {TEXT_FILE:,}")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"{name} is not a text file in UTF-8") from None
+    if "\0" in text:
+        raise ValueError(f"{name} is not a text file: it has zero bytes")
+    if not text.strip():
+        raise ValueError(f"{name} is empty")
+    return text
+
+
+@contextlib.contextmanager
+def _temporary(data: bytes) -> Iterator[Path]:
+    """A file with these bytes, gone afterwards."""
+    handle, name = tempfile.mkstemp(suffix=".mem")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        yield Path(name)
+    finally:
+        Path(name).unlink(missing_ok=True)
