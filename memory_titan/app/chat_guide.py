@@ -9,7 +9,10 @@ from memory_titan.app.chat_person import Entry, Note, Said
 
 # Something nobody else knows, and a question about it in other words.
 EXAMPLES = (
-    ("The door of the boat shed now opens with the code 5-0-8-2.", "Which numbers do I key in to unlock the boat shed?"),
+    (
+        "The door of the boat shed now opens with the code 5-0-8-2.",
+        "Which numbers do I key in to unlock the boat shed?",
+    ),
     ("The vet who looks after our old dog is called Doctor Okonkwo.", "Who treats our dog when he is ill?"),
     ("I have to be at the dentist on 14 March at twenty past nine.", "When is my dental appointment?"),
 )
@@ -29,9 +32,12 @@ def guide_html(log: Sequence[Entry], held: int) -> str:
     if cleared and cleared[-1] == len(log) - 1 and told:
         questions = [question for fact, question in EXAMPLES if fact in told]
         ask = f"Ask it, in other words:{_fills(questions)}" if questions else "Ask it about what you told it before."
-        return _step(3, f"{ask}")
+        return _step(3, ask)
     if len(cleared) == 1 and isinstance(last, Said) and not last.live and _spoke(last):
-        return _step(4, "None of that was in its context: the answer came out of the weights. Ask again with Compare, or after Forget.")
+        return _step(
+            4,
+            "That was nowhere in its context: it came out of the weights. Ask again with Compare, or after Forget.",
+        )
     return ""
 
 

@@ -108,7 +108,7 @@ class ChatPage:
 
     def _build_dialog(self) -> None:
         with ui.element("dialog").props("id=forget aria-labelledby=forget-title"):
-            _html('<h2 id="forget-title">Forget</h2><label for="words">A topic, a question, or the sentence itself</label>')
+            _html(_FORGET)
             words = ui.element("input").props('id=words type=text autocomplete=off maxlength=400')  # fmt: skip
             words.on("keydown.enter", self.find, js_handler="(event) => emit(event.target.value)")
             self.would_forget = _html().props("aria-live=polite")
@@ -307,16 +307,20 @@ def _button(label: str, press: Callable[..., Any] | None, classes: str = "", js:
     with button:
         _html(escape(label), "span")
     if js is not None or press is not None:
-        button.on("click", press, args=None if js else [], js_handler=js)
+        button.on("click", press, args=None if js else [], js_handler=js or "(...args) => emit(...args)")
     return button
 
 
 _HEADER = """
-<header class="top"><div><h1>memory-titan</h1><p>{model}, frozen, and a memory beside it that learns what you tell it</p>
-</div><a href="#panel">Memory</a></header>
+<header class="top"><div><h1>memory-titan</h1>
+<p>{model}, frozen, and a memory beside it that learns what you tell it</p></div><a href="#panel">Memory</a></header>
+"""
+_FORGET = """
+<h2 id="forget-title">Forget</h2>
+<label for="words">A topic, a question, or the sentence itself</label>
 """
 _UPLOADS = f"""
-<input type="file" id="read-file" hidden data-to="read" data-limit="{TEXT_FILE}" accept=".txt,.md,.rst,.csv,text/*">
+<input type="file" id="read-file" hidden data-to="read" data-limit="{TEXT_FILE}" accept=".txt,.md,text/*">
 <input type="file" id="load-file" hidden data-to="load" data-limit="{MEMORY_FILE}" accept=".mem">
 """
 _FILTER = """

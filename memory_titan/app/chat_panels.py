@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from memory_titan.app.chat_person import Compared, Entry, FileRead, Note, Said
@@ -46,7 +47,7 @@ def spoken(entry: Entry) -> str:
         return f"With memory: {entry.remembered.text} Without: {entry.bare.text}"
     if isinstance(entry, FileRead):
         return entry.error or f"{entry.name}: {entry.texts} texts read, {entry.written} written."
-    return _told(entry) if isinstance(entry, Note) else entry.error
+    return entry.sentence if isinstance(entry, Note) else entry.error
 
 
 def _said(entry: Said, threshold: float, before: int) -> str:
@@ -167,21 +168,8 @@ def _file(entry: FileRead, before: int) -> str:
 
 def _note(entry: Note) -> str:
     if entry.kind == "cleared":
-        return f'<div class="cleared" role="separator"><span>{escape(_told(entry))}</span></div>'
-    return f'<div class="event">{escape(_told(entry))}</div>'
-
-
-def _told(note: Note) -> str:
-    items = " ".join(f"“{each}”" for each in note.items)
-    if note.kind == "cleared":
-        return "context cleared: the model sees nothing above this line"
-    if note.kind == "forgot":
-        return f"Erased from the weights: {items}" if items else "Nothing was erased."
-    if note.kind == "undone":
-        return f"Taken back: {'; '.join(note.items)}." if items else "There is nothing left to take back."
-    if note.kind == "saved":
-        return "Saved: a restart will find all of it."
-    return f"Loaded {note.text}. The conversation stays, the memory is another; undo brings the one before it back."
+        return f'<div class="cleared" role="separator"><span>{escape(entry.sentence)}</span></div>'
+    return f'<div class="event">{escape(entry.sentence)}</div>'
 
 
 _CARET = '<span class="caret" aria-hidden="true"></span>'
@@ -236,7 +224,7 @@ def writes_svg(history: Sequence[Capacity]) -> str:
     steps = list(history)[-_BARS - 1 :]
     if len(steps) < 2:
         return '<p class="aside">A bar for every message, once you have sent some.</p>'
-    writes = [max(0, after.written - before.written) for before, after in zip(steps, steps[1:], strict=False)]
+    writes = [max(0, after.written - before.written) for before, after in pairwise(steps)]
     held = [each.held for each in steps[1:]]
     width, height, gap = 320.0, 72.0, 320.0 / max(len(writes), 12)
     tallest, most = max(1, *writes), max(1, *held)

@@ -52,6 +52,7 @@ class People:
         folder: where memories are kept, made if it is not there. A person's file is named by a hash, so that the
             folder's listing opens nobody's memory.
         file: one memory for everybody instead.
+        max_tokens: of an answer.
         places: people held in RAM. Who was away longest goes first, never one whose page is open.
 
     Raises:
@@ -60,12 +61,13 @@ class People:
     """
 
     def __init__(
-        self, engine: HybridEngine, folder: Path | None = None, file: Path | None = None, places: int = 24
-    ) -> None:
+        self, engine: HybridEngine, folder: Path | None = None, file: Path | None = None, max_tokens: int = 200,
+        places: int = 24,
+    ) -> None:  # fmt: skip
         if (folder is None) == (file is None):
             raise ValueError("give a folder or a file, one of them")
         self.engine, self.folder, self.file, self.places = engine, folder, file, places
-        self.line = Line()
+        self.line, self.max_tokens = Line(), max_tokens
         self._held: OrderedDict[str, Person] = OrderedDict()  # the longest away first
         place = folder if folder is not None else file
         assert place is not None
@@ -77,7 +79,7 @@ class People:
             raise ValueError(f"{place} is in use by another memory-titan chat") from None
         try:
             if file is not None:
-                self._held[""] = Person(engine.fork(memory=file), file, self.line)
+                self._held[""] = Person(engine.fork(memory=file), file, self.line, self.max_tokens)
         except BaseException:
             self._lock.release()
             raise
@@ -112,7 +114,9 @@ class People:
         return self.folder / f"{hashlib.sha256(token.encode()).hexdigest()[:40]}.mem"
 
     def close(self) -> None:
-        """End all answers, save what is not saved yet, and let go of the folder."""
+        """End all answers, save what is not saved yet, and let go of the folder. A second call does nothing."""
+        if not self._lock.is_locked:
+            return
         for person in self._held.values():
             person.stop()
         for person in self._held.values():
@@ -126,14 +130,14 @@ class People:
 
     def _open(self, file: Path) -> Person:
         if not file.exists():
-            return Person(self.engine.fork(), file, self.line)
+            return Person(self.engine.fork(), file, self.line, self.max_tokens)
         try:
-            return Person(self.engine.fork(memory=file), file, self.line)
+            return Person(self.engine.fork(memory=file), file, self.line, self.max_tokens)
         except ValueError as error:  # it may still be worth something to who can mend it
             aside = file.with_name(f"{file.stem}-damaged-{time.time_ns()}.mem")
             file.rename(aside)
             logger.warning("a memory could not be loaded and is kept as %s: %s", aside.name, error)
-            person = Person(self.engine.fork(), file, self.line)
+            person = Person(self.engine.fork(), file, self.line, self.max_tokens)
             person.set_aside = aside.name
             return person
 

@@ -1,6 +1,7 @@
 """One person in the chat: a conversation, a memory, and what happened to both. Knows nothing of pages.
 
-Everything that needs the model joins the line and returns at once; who shows it looks at `log`, `version` and `capacity`.
+Everything that needs the model joins the line and returns at once; who shows it looks at `log`, `version` and
+`capacity`.
 """
 
 from __future__ import annotations
@@ -93,6 +94,20 @@ class Note(Entry):
     def __post_init__(self) -> None:
         self.state = "done"
 
+    @property
+    def sentence(self) -> str:
+        """What was done, in words."""
+        items = " ".join(f"“{each}”" for each in self.items)
+        if self.kind == "cleared":
+            return "context cleared: the model sees nothing above this line"
+        if self.kind == "forgot":
+            return f"Erased from the weights: {items}" if items else "Nothing was erased."
+        if self.kind == "undone":
+            return f"Taken back: {'; '.join(self.items)}." if items else "There is nothing left to take back."
+        if self.kind == "saved":
+            return "Saved: a restart will find all of it."
+        return f"Loaded {self.text}. The conversation stays, the memory is another; undo brings the one before it back."
+
 
 class BusyError(ValueError):
     """This person's last wish is still being worked on."""
@@ -105,10 +120,11 @@ class Person:
         engine: of this person alone (`HybridEngine.fork`).
         file: where their memory is saved.
         line: before the model that all engines share.
+        max_tokens: of an answer.
     """
 
-    def __init__(self, engine: HybridEngine, file: Path, line: Line) -> None:
-        self.engine, self.file = engine, file
+    def __init__(self, engine: HybridEngine, file: Path, line: Line, max_tokens: int = 200) -> None:
+        self.engine, self.file, self.max_tokens = engine, file, max_tokens
         self.log: list[Entry] = []
         self.dropped = 0  # entries that the log no longer holds
         self.version = 0  # grows with every change of the memory or the log
@@ -155,7 +171,7 @@ class Person:
 
         def answer() -> None:
             previous, evicted = self.engine.turn, self.engine.capacity.evicted
-            stream = self.engine.chat(entry.message, use_memory=memory, learn=memory)
+            stream = self.engine.chat(entry.message, self.max_tokens, use_memory=memory, learn=memory)
             self._following = entry, previous
             try:
                 for piece in stream:
@@ -184,9 +200,9 @@ class Person:
         entry = Compared(checked(question))
 
         def ask() -> None:
-            entry.remembered = self.engine.ask(entry.question, max_tokens=200)
+            entry.remembered = self.engine.ask(entry.question, max_tokens=self.max_tokens)
             if not self._stop.is_set():
-                entry.bare = self.engine.ask(entry.question, use_memory=False, max_tokens=200)
+                entry.bare = self.engine.ask(entry.question, use_memory=False, max_tokens=self.max_tokens)
 
         self._enter(entry, ask)
 

@@ -1,4 +1,4 @@
-"""A stand-in for `HybridEngine`: the same interface, no model. It remembers sentences as text and answers by word overlap."""
+"""A stand-in for `HybridEngine`: its interface without a model. It keeps sentences as text and goes by shared words."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 SMALL_TALK = {"hello", "hi", "thanks", "thank", "haha"}
-COMMON = set("the a an is are of to in on at my me i you what which who when where how do does".split())
+COMMON = set(re.findall("[a-z]+", "the a an is are of to in on at my me i you what which who when where how do does"))
 
 
 @dataclass
@@ -159,12 +159,13 @@ class FakeEngine:
             raise ValueError("the fake was told to fail")
         if learn:
             self._step(f"what was written of {message!r}")
+        answer = self._answer(message, use_memory)  # what was just said is no recollection
         turn = self.turn = Turn(message, self._read(message) if learn else [], Answer("", False, [], []))
         if learn and not any(each.written for each in turn.readings):
             self.steps.pop()
         turn.seconds["reading"] = 0.01
         time.sleep(self.pause)
-        turn.answer = self._answer(message, use_memory)
+        turn.answer = answer
         full, turn.answer.text = turn.answer.text, ""
         turn.seconds["recall"] = 0.01
         if any(each.written for each in turn.readings):

