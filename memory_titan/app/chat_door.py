@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from memory_titan.app.chat_people import new_token
 
 COOKIE = "memory_titan_chat"
-TOKEN = "memory_titan.token"  # in the scope
+TOKEN = "memory_titan.token"  # in the scope; None: nobody's
 _YEAR = 365 * 24 * 3600
 # Nothing from outside, and no page around it. The framework compiles its templates in the browser, hence the evals.
 _POLICY = (
@@ -41,7 +41,7 @@ class Door:
 
     Args:
         app: what it stands before.
-        known: whether a cookie's value is somebody's token; others get a new one.
+        known: whether a cookie's value is somebody's token; who opens the page without gets a new one.
         local: only requests to this machine's own names are let in.
         largest: bytes of a request's body.
     """
@@ -61,12 +61,14 @@ class Door:
             return
         token = _cookie(headers.get("cookie", ""))
         fresh = not self.known(token)
-        scope[TOKEN] = token = new_token() if fresh or token is None else token
+        if fresh:  # only the page makes somebody new: what else comes without a cookie is nobody's
+            token = new_token() if scope["path"] == "/" else None
+        scope[TOKEN] = token
 
         async def answer(message: Any) -> None:
             if message["type"] == "http.response.start":
                 added = dict(_HEADERS)
-                if fresh and scope["path"] == "/":
+                if fresh and token is not None:
                     added["set-cookie"] = f"{COOKIE}={token}; Path=/; Max-Age={_YEAR}; HttpOnly; SameSite=Strict"
                 message["headers"] = [*message["headers"], *((k.encode(), v.encode()) for k, v in added.items())]
             await send(message)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from memory_titan.app.chat_person import Entry, Note, Said
+from memory_titan.app.chat_log import Entry, Note, Said
 
 # Something nobody else knows, and a question about it in other words.
 EXAMPLES = (

@@ -32,8 +32,8 @@ class Line:
             return self._waiting.index(future) if future in self._waiting else 0
 
     def close(self) -> None:
-        """Let what is in the line finish, and take no more."""
-        self._pool.shutdown()
+        """Let what is at work finish, send away who waits, and take no more."""
+        self._pool.shutdown(cancel_futures=True)
 
     def _leave(self, future: Future[Any]) -> None:
         with self._lock:

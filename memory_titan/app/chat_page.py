@@ -18,8 +18,9 @@ from nicegui.element import Element
 
 from memory_titan.app import chat_panels as panels
 from memory_titan.app.chat_guide import guide_html
+from memory_titan.app.chat_log import Entry
 from memory_titan.app.chat_people import FullError, People
-from memory_titan.app.chat_person import MEMORY_FILE, MESSAGE, TEXT_FILE, Entry, Person
+from memory_titan.app.chat_person import MEMORY_FILE, MESSAGE, TEXT_FILE, Person, too_long
 
 T = TypeVar("T")
 
@@ -45,6 +46,7 @@ class ChatPage:
         self.held_open = False
         self.recollections: dict[int, Any] = {}  # by slot, those that the list of what is held shows
         self.found: list[Any] = []  # what the dialog would forget
+        self.found_at = -1  # the person's version when that was found
         self.drawn: list[_Drawn] = []
         self._inside = False  # whether the person's `pages` counts this one
         self._busy: bool | None = None
@@ -107,7 +109,7 @@ class ChatPage:
             self.held.on("click", self.forget_one, js_handler="(event) => chat.slot(event, emit)")
 
     def _build_dialog(self) -> None:
-        with ui.element("dialog").props("id=forget aria-labelledby=forget-title"):
+        with ui.element("dialog").props("id=forget aria-labelledby=forget-title") as dialog:
             _html(_FORGET)
             words = ui.element("input").props('id=words type=text autocomplete=off maxlength=400')  # fmt: skip
             words.on("keydown.enter", self.find, js_handler="(event) => emit(event.target.value)")
@@ -116,7 +118,13 @@ class ChatPage:
                 _button("Close", None, "quiet", "() => chat.close('forget')")
                 _button("Look", self.find, js="() => emit(document.getElementById('words').value)")
                 self.forget_button = _button("Erase these", self.forget_found, "main")
-        self.forget_button.set_visibility(False)
+        dialog.on("close", lambda: self._show_found([], ""))
+        self._show_found([], "")
+
+    def _show_found(self, found: list[Any], words: str) -> None:
+        self.found = found
+        self.would_forget.set_content(panels.found_html(found, words) if words.strip() else "")
+        self.forget_button.set_visibility(bool(found))
 
     # What comes from the browser
 
@@ -154,7 +162,8 @@ class ChatPage:
         if self.person is None:
             return
         if isinstance(said, int):
-            said = "x" * min(said, 10 * MESSAGE)
+            self.tell(too_long(said))
+            return
         if not isinstance(said, str) or not said.strip():
             return
         try:
@@ -194,24 +203,28 @@ class ChatPage:
     async def find(self, event: Any) -> None:
         """What the dialog would forget."""
         words = str(event.args or "")
-        self.found = await self.ask(lambda person: person.find(words)) or []
-        self.would_forget.set_content(panels.found_html(self.found, words) if words.strip() else "")
-        self.forget_button.set_visibility(bool(self.found))
+        self._show_found(await self.ask(lambda person: person.find(words)) or [], words)
+        self.found_at = self.seen
 
     async def forget_found(self) -> None:
         """What the dialog shows."""
-        found, self.found = self.found, []
-        self.would_forget.set_content("")
-        self.forget_button.set_visibility(False)
+        found, at = self.found, self.found_at
         self.run("chat.close('forget')")
-        await self.ask(lambda person: person.forget(found))
+        await self._forget(found, at)
 
     async def forget_one(self, event: Any) -> None:
         """One of the list of what is held."""
         each = self.recollections.get(event.args)
         if each is not None:
             self.run("chat.focus('filter')")
-            await self.ask(lambda person: person.forget([each]))
+            await self._forget([each], self.held_seen)
+
+    async def _forget(self, found: list[Any], at: int) -> None:
+        # What is forgotten is named by its slot, and another page may have put something else there meanwhile.
+        if self.person is not None and self.person.version != at:
+            self.tell("the memory has changed meanwhile; look again")
+        else:
+            await self.ask(lambda person: person.forget(found))
 
     async def open_held(self, event: Any) -> None:
         """The list of what is held, opened or closed."""
@@ -259,7 +272,7 @@ class ChatPage:
 
     def _draw_talk(self, person: Person) -> None:
         log = person.log
-        while self.drawn and (not log or self.drawn[0].entry not in log[:1]):
+        while self.drawn and (not log or self.drawn[0].entry is not log[0]):
             self.drawn.pop(0).element.delete()
         for entry in log[len(self.drawn) :]:
             with self.talk:

@@ -10,7 +10,7 @@ from html import escape
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from memory_titan.app.chat_person import Compared, Entry, FileRead, Note, Said
+from memory_titan.app.chat_log import Compared, Entry, FileRead, Note, Said
 
 if TYPE_CHECKING:
     from memory_titan.hybrid.engine import Answer, Capacity, Reading, Recollection, Turn

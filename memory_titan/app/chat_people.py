@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _TOKEN = re.compile(r"[\w-]{43}", re.ASCII)  # 32 random bytes
-_STOPPING = 30  # seconds that an answer may take to end when the program does
 
 
 class FullError(RuntimeError):
@@ -91,17 +90,17 @@ class People:
         """Whether this can be somebody's token."""
         return token is not None and _TOKEN.fullmatch(token) is not None
 
-    def person(self, token: str) -> Person:
+    def person(self, token: str | None) -> Person:
         """Who has this token: from RAM, from their file, or new.
 
         Raises:
-            ValueError: it is no token.
+            ValueError: it is nobody's.
             FullError: there is no place for one more.
         """
         if self.file is not None:
             return self._held[""]
-        if not self.known(token):
-            raise ValueError("this is nobody's token")
+        if token is None or not self.known(token):
+            raise ValueError("this browser does not say who it is: allow cookies here and reload the page")
         if token not in self._held:
             self._make_place()
             self._held[token] = self._open(self.file_of(token))
@@ -119,13 +118,9 @@ class People:
             return
         for person in self._held.values():
             person.stop()
-        for person in self._held.values():
-            try:
-                person.wait(_STOPPING)
-            except TimeoutError:
-                logger.error("an answer did not end; its memory is saved as it was last")
-            self._save(person)
         self.line.close()
+        for person in self._held.values():
+            self._save(person)
         self._lock.release()
 
     def _open(self, file: Path) -> Person:

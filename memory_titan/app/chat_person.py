@@ -13,100 +13,24 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
-from dataclasses import dataclass, field
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from memory_titan.app.chat_line import Line
+from memory_titan.app.chat_log import Compared, Entry, FileRead, Note, Said
 
 if TYPE_CHECKING:  # the engine brings torch
-    from memory_titan.hybrid.engine import Answer, Capacity, HybridEngine, Recollection, Turn
+    from memory_titan.hybrid.engine import Capacity, HybridEngine, Recollection, Turn
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MESSAGE = 4_000  # characters
 TEXT_FILE = 200_000  # bytes: about as many sentences as a memory of the usual size can address
-MEMORY_FILE = 256_000_000  # bytes
+MEMORY_FILE = 64_000_000  # bytes
 _KEPT = 300  # entries of a conversation that a reload shows again
 _PIECE = 400  # characters of a file between two looks at the stop sign
-
-
-@dataclass
-class Entry:
-    """Something that happened in the conversation, in the order it happened.
-
-    Attributes:
-        state: "waiting" in line, "working", "done", "stopped" or "failed".
-        error: what was wrong, if it failed.
-    """
-
-    state: str = field(default="waiting", kw_only=True)
-    error: str = field(default="", kw_only=True)
-
-    @property
-    def live(self) -> bool:
-        """Whether it still changes."""
-        return self.state in ("waiting", "working")
-
-
-@dataclass
-class Said(Entry):
-    """A message and its answer; `let_go` texts were dropped from a full memory to make room."""
-
-    message: str
-    memory: bool
-    text: str = ""
-    turn: Turn | None = None
-    let_go: int = 0
-
-
-@dataclass
-class Compared(Entry):
-    """One question, asked with the memory and without, each with an empty context."""
-
-    question: str
-    remembered: Answer | None = None
-    bare: Answer | None = None
-
-
-@dataclass
-class FileRead(Entry):
-    """A text file that the memory reads: `done` of `total` characters so far."""
-
-    name: str
-    total: int
-    done: int = 0
-    texts: int = 0
-    written: int = 0
-    let_go: int = 0
-
-
-@dataclass
-class Note(Entry):
-    """Something done to the context or the memory. `kind`: "cleared", "forgot", "undone", "saved", "loaded"."""
-
-    kind: str
-    text: str = ""
-    items: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.state = "done"
-
-    @property
-    def sentence(self) -> str:
-        """What was done, in words."""
-        items = " ".join(f"“{each}”" for each in self.items)
-        if self.kind == "cleared":
-            return "context cleared: the model sees nothing above this line"
-        if self.kind == "forgot":
-            return f"Erased from the weights: {items}" if items else "Nothing was erased."
-        if self.kind == "undone":
-            return f"Taken back: {'; '.join(self.items)}." if items else "There is nothing left to take back."
-        if self.kind == "saved":
-            return "Saved: a restart will find all of it."
-        return f"Loaded {self.text}. The conversation stays, the memory is another; undo brings the one before it back."
 
 
 class BusyError(ValueError):
@@ -147,7 +71,7 @@ class Person:
     @property
     def turn(self) -> Turn | None:
         """The last one for which the memory was on."""
-        turns = (each.turn for each in reversed(self.log) if isinstance(each, Said) and each.memory)
+        turns = (each.turn for each in reversed(self.log) if isinstance(each, Said) and each.memory and each.turn)
         return next(turns, None)
 
     @property
@@ -327,9 +251,9 @@ class Person:
             self.version += 1
 
     def wait(self, seconds: float | None = None) -> None:
-        """Until nothing is in line or at work for this person. TimeoutError after so many seconds."""
+        """Until nothing is in line or at work for this person, or for so many seconds."""
         if self._job is not None and not self._job.cancelled():
-            self._job.exception(seconds)
+            wait([self._job], seconds)
 
     def _enter(self, entry: Entry, work: Callable[[], None]) -> None:
         def run() -> None:
@@ -379,11 +303,16 @@ def checked(message: str) -> str:
     if not message:
         raise ValueError("nothing was said")
     if len(message) > MESSAGE:
-        raise ValueError(
-            f"a message may have {MESSAGE:,} characters, this one has {len(message):,}; "
-            "put it into a text file and let the memory read that"
-        )
+        raise ValueError(too_long(len(message)))
     return message
+
+
+def too_long(length: int) -> str:
+    """Why a message of so many characters is refused, and what to do instead."""
+    return (
+        f"a message may have {MESSAGE:,} characters, this one has {length:,}; "
+        "put it into a text file and let the memory read that"
+    )
 
 
 def as_text(name: str, data: bytes) -> str:

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from memory_titan.app.chat_person import TEXT_FILE, FileRead, Note, Person, Said
+from memory_titan.app.chat_log import FileRead, Note, Said
+from memory_titan.app.chat_person import TEXT_FILE, Person
 
 if TYPE_CHECKING:
     from memory_titan.hybrid.engine import Reading, Recollection, Turn

@@ -71,6 +71,7 @@ def test_a_new_browser_gets_a_token_and_an_old_one_keeps_it():
     assert "default-src 'self'" in headers["content-security-policy"]
     _, headers, body = knock({"cookie": f"a=b; {COOKIE}={TOKEN_OF_ONE}"})
     assert body.startswith(TOKEN_OF_ONE) and "set-cookie" not in headers
+    assert knock(path="/load", method="POST")[2].startswith("None")  # only the page makes somebody new
     for other in ("../../etc/passwd", "x" * 43, '"', ""):
         assert knock({"cookie": f"{COOKIE}={other}"})[2].split()[0] not in (other, TOKEN_OF_ONE)
 

@@ -9,7 +9,7 @@ import pytest
 from fake_engine import Answer, Capacity, Reading, Recollection, Turn
 from memory_titan.app import chat_panels as panels
 from memory_titan.app.chat_guide import EXAMPLES, guide_html
-from memory_titan.app.chat_person import Compared, FileRead, Note, Said
+from memory_titan.app.chat_log import Compared, FileRead, Note, Said
 
 BAD = "</p><script>alert(\"1\")</script><img src=x onerror='alert(2)'>"
 
