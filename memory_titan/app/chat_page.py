@@ -116,7 +116,7 @@ class ChatPage:
             self.would_forget = _html().props("aria-live=polite")
             with ui.element("div").classes("tools"):
                 _button("Close", None, "quiet", "() => chat.close('forget')")
-                _button("Look", self.find, js="() => emit(document.getElementById('words').value)")
+                _button("Find", self.find, js="() => emit(document.getElementById('words').value)")
                 self.forget_button = _button("Erase these", self.forget_found, "main")
         dialog.on("close", lambda: self._show_found([], ""))
         self._show_found([], "")
