@@ -82,7 +82,7 @@ def _turn(frozen: Any, line: str, raw: bool, first: bool) -> Any:
     if raw:
         ids = [frozen.first_token] * first + frozen.encode(line)
     elif first:
-        ids = frozen.encode(frozen.chat([{"role": "user", "content": line}]))
+        ids = frozen.prompt([{"role": "user", "content": line}])
     else:  # the answer's end was read, or was cut off by its length: one end more does no harm
         before, after = frozen.user_turn
         ids = before[1:] + frozen.encode(line) + after

@@ -8,10 +8,12 @@ import importlib.util
 import io
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from torch import Tensor, nn
 DEFAULT_MODEL = "smollm2"
 _HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_MARK = "\ue000"  # private use: in nobody's text
 
 
 class ModelError(ValueError):
@@ -65,8 +68,8 @@ class FrozenModel:
         return self.model.get_input_embeddings().weight
 
     def encode(self, text: str) -> list[int]:
-        """Token ids, nothing added in front or behind."""
-        return self.tokenizer(text, add_special_tokens=False).input_ids
+        """Token ids of plain text, nothing added in front or behind; "<|im_end|>" in it is nine characters and no more."""
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
 
     def decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True)
@@ -88,14 +91,53 @@ class FrozenModel:
             return "".join(lines) + "Assistant:"
         return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
-    @property
+    def prompt(self, messages: list[dict[str, str]], begun: str = "") -> list[int]:
+        """Token ids of a conversation in the model's own format, up to where its answer begins.
+
+        What the messages say is plain text: a control token that somebody types stays the letters it is made of.
+
+        Args:
+            messages: with "role" and "content". A system message that the format knows no place for is left out.
+            begun: the first words of the answer.
+        """
+        marks = [f"{_MARK}{index}{_MARK}" for index in range(len(messages))]
+        marked = [{**message, "content": mark} for message, mark in zip(messages, marks, strict=True)]
+        try:
+            text = self.chat(marked)
+        except Exception:  # templates that know no system turn raise errors of their own (Gemma's a jinja2.TemplateError)
+            text = self.chat([message for message in marked if message["role"] != "system"])
+        if begun:
+            text += begun if text.endswith(("\n", " ")) else f" {begun}"
+        contents = {mark: message["content"] for mark, message in zip(marks, messages, strict=True)}
+        control = [name for name in self.tokenizer.get_added_vocab() if any(name in said for said in contents.values())]
+        pieces = re.split(f"({_MARK}[0-9]+{_MARK})", text)
+        if not control:
+            return self._encode_format("".join(contents.get(piece, piece) for piece in pieces))
+        ids: list[int] = []
+        for piece in pieces:
+            ids += self.encode(contents[piece]) if piece in contents else self._encode_format(piece)
+        return ids
+
+    def _encode_format(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False).input_ids
+
+    @cached_property
     def user_turn(self) -> tuple[list[int], list[int]]:
         """Token ids in front of and behind what a user says inside a conversation."""
         said, asked = "SAID", "ASKED"
         messages = [{"role": "user", "content": "."}, {"role": "assistant", "content": said}]
         text = self.chat([*messages, {"role": "user", "content": asked}])
         before = text[text.index(said) + len(said) : text.index(asked)]
-        return [self.first_token, *self.encode(before)], self.encode(text[text.index(asked) + len(asked) :])
+        after = text[text.index(asked) + len(asked) :]
+        return [self.first_token, *self._encode_format(before)], self._encode_format(after)
+
+    @cached_property
+    def stops(self) -> set[int]:
+        """The tokens that end an answer."""
+        ends = self.model.generation_config.eos_token_id
+        ends = [ends] if isinstance(ends, int) else list(ends or [])
+        own = self.tokenizer.eos_token_id
+        return {*ends, *([] if own is None else [own])}
 
     @torch.no_grad()
     def hidden_states(self, ids: list[list[int]], layers: list[int]) -> list[Tensor]:
