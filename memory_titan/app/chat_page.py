@@ -20,7 +20,7 @@ from memory_titan.app import chat_panels as panels
 from memory_titan.app.chat_guide import guide_html
 from memory_titan.app.chat_log import Entry
 from memory_titan.app.chat_people import FullError, People
-from memory_titan.app.chat_person import MEMORY_FILE, MESSAGE, TEXT_FILE, Person, too_long
+from memory_titan.app.chat_person import MEMORY_FILE, MESSAGE, TEXT_FILE, Found, Person, too_long
 
 T = TypeVar("T")
 
@@ -42,11 +42,10 @@ class ChatPage:
         self.person: Person | None = None  # None until the page is connected
         self.memory = True
         self.seen = -1  # the person's version that the panels show
-        self.held_seen = -1
+        self.held_seen = -1  # the person's `changes` that the list of what is held shows
         self.held_open = False
         self.recollections: dict[int, Any] = {}  # by slot, those that the list of what is held shows
-        self.found: list[Any] = []  # what the dialog would forget
-        self.found_at = -1  # the person's version when that was found
+        self.found: Found | None = None  # what the dialog would forget
         self.drawn: list[_Drawn] = []
         self._inside = False  # whether the person's `pages` counts this one
         self._busy: bool | None = None
@@ -118,13 +117,13 @@ class ChatPage:
                 _button("Close", None, "quiet", "() => chat.close('forget')")
                 _button("Find", self.find, js="() => emit(document.getElementById('words').value)")
                 self.forget_button = _button("Erase these", self.forget_found, "main")
-        dialog.on("close", lambda: self._show_found([], ""))
-        self._show_found([], "")
+        dialog.on("close", lambda: self._show_found(None, ""))
+        self._show_found(None, "")
 
-    def _show_found(self, found: list[Any], words: str) -> None:
+    def _show_found(self, found: Found | None, words: str) -> None:
         self.found = found
-        self.would_forget.set_content(panels.found_html(found, words) if words.strip() else "")
-        self.forget_button.set_visibility(bool(found))
+        self.would_forget.set_content("" if found is None else panels.found_html(found.recollections, words))
+        self.forget_button.set_visibility(found is not None and bool(found.recollections))
 
     # What comes from the browser
 
@@ -203,28 +202,21 @@ class ChatPage:
     async def find(self, event: Any) -> None:
         """What the dialog would forget."""
         words = str(event.args or "")
-        self._show_found(await self.ask(lambda person: person.find(words)) or [], words)
-        self.found_at = self.seen
+        self._show_found(await self.ask(lambda person: person.find(words)), words)
 
     async def forget_found(self) -> None:
         """What the dialog shows."""
-        found, at = self.found, self.found_at
+        found = self.found
         self.run("chat.close('forget')")
-        await self._forget(found, at)
+        if found is not None:
+            await self.ask(lambda person: person.forget(found))
 
     async def forget_one(self, event: Any) -> None:
         """One of the list of what is held."""
         each = self.recollections.get(event.args)
         if each is not None:
             self.run("chat.focus('filter')")
-            await self._forget([each], self.held_seen)
-
-    async def _forget(self, found: list[Any], at: int) -> None:
-        # What is forgotten is named by its slot, and another page may have put something else there meanwhile.
-        if self.person is not None and self.person.version != at:
-            self.tell("the memory has changed meanwhile; look again")
-        else:
-            await self.ask(lambda person: person.forget(found))
+            await self.ask(lambda person: person.forget(Found([each], self.held_seen)))
 
     async def open_held(self, event: Any) -> None:
         """The list of what is held, opened or closed."""
@@ -266,8 +258,8 @@ class ChatPage:
             self.gauge.set_content(panels.gauge_html(person.capacity))
             self.writes.set_content(panels.writes_svg(person.history))
             self.saved.set_content(panels.saved_html(person.unsaved, person.saved is not None))
-        if self.held_open and self.held_seen != person.version and not person.busy:
-            self.held_seen = person.version
+        if self.held_open and self.held_seen != person.changes and not person.busy:
+            self.held_seen = person.changes
             background_tasks.create(self._draw_held())
 
     def _draw_talk(self, person: Person) -> None:
@@ -287,9 +279,12 @@ class ChatPage:
                     self.announce.set_content(escape(panels.spoken(drawn.entry)))
 
     async def _draw_held(self) -> None:
-        held = await self.ask(lambda person: person.held()) or []
-        self.recollections = {each.slot: each for each in held}
-        self.held.set_content(panels.held_html(held))
+        held = await self.ask(lambda person: person.held())
+        if held is None:
+            return
+        self.held_seen = held.changes
+        self.recollections = {each.slot: each for each in held.recollections}
+        self.held.set_content(panels.held_html(held.recollections))
         self.run("chat.filter()")
 
     def _set_busy(self, busy: bool) -> None:

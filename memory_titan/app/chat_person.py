@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -31,6 +32,14 @@ TEXT_FILE = 200_000  # bytes: about as many sentences as a memory of the usual s
 MEMORY_FILE = 64_000_000  # bytes
 _KEPT = 300  # entries of a conversation that a reload shows again
 _PIECE = 400  # characters of a file between two looks at the stop sign
+
+
+@dataclass
+class Found:
+    """Recollections, and how often the memory had changed when they were found: a slot may later hold another text."""
+
+    recollections: list[Recollection]
+    changes: int
 
 
 class BusyError(ValueError):
@@ -52,6 +61,7 @@ class Person:
         self.log: list[Entry] = []
         self.dropped = 0  # entries that the log no longer holds
         self.version = 0  # grows with every change of the memory or the log
+        self.changes = 0  # grows with every change of the memory alone
         self.unsaved = 0  # changes of the memory since it was last saved
         self.saved: float | None = file.stat().st_mtime if file.exists() else None  # seconds since 1970
         self.pages = 0  # that show this person now
@@ -162,21 +172,25 @@ class Person:
         self.engine.clear_context()
         self._add(Note("cleared"))
 
-    def find(self, words: str) -> Future[list[Recollection]]:
+    def find(self, words: str) -> Future[Found]:
         """What is held about some words. ValueError as `say`."""
         words = checked(words)
-        return self._line.put(lambda: self.engine.find(words))
+        return self._line.put(lambda: Found(self.engine.find(words), self.changes))
 
-    def held(self) -> Future[list[Recollection]]:
+    def held(self) -> Future[Found]:
         """All that is held, read out of the weights, newest first."""
-        return self._line.put(lambda: self.engine.held())
+        return self._line.put(lambda: Found(self.engine.held(), self.changes))
 
-    def forget(self, what: Iterable[Recollection]) -> Future[None]:
-        """Erase recollections from the weights. BusyError while something is being worked on."""
-        chosen = list(what)
+    def forget(self, found: Found) -> Future[None]:
+        """Erase what was found from the weights. BusyError while something is being worked on.
+
+        Its future raises ValueError if the memory has changed since; then nothing is erased.
+        """
 
         def forget() -> None:
-            gone = self.engine.forget(chosen)
+            if found.changes != self.changes:
+                raise ValueError("the memory has changed meanwhile; look again")
+            gone = self.engine.forget(found.recollections)
             self._changed(len(gone))
             self._add(Note("forgot", items=[each.text for each in gone]))
 
@@ -292,6 +306,7 @@ class Person:
 
     def _changed(self, count: int) -> None:
         self.unsaved += count
+        self.changes += bool(count)
         self.history.append(self.engine.capacity)
         del self.history[:-_KEPT]
         self.version += 1

@@ -116,12 +116,13 @@ class _Talk:
 
     def forget(self, words: str) -> None:
         found = self.person.find(words).result()
-        if not found:
+        count = len(found.recollections)
+        if not count:
             self.say(f"it holds nothing about “{words}”")
             return
-        for each in found:
+        for each in found.recollections:
             self.say(f"“{each.text}”")
-        if self.console.input(f"erase {'this' if len(found) == 1 else f'these {len(found)}'}? y/n ").strip() == "y":
+        if self.console.input(f"erase {'this' if count == 1 else f'these {count}'}? y/n ").strip() == "y":
             self.done(self.person.forget(found))
 
     def undo(self, _: str) -> None:
@@ -148,7 +149,7 @@ class _Talk:
         self.let_go(entry.let_go)
 
     def show(self, _: str) -> None:
-        capacity, held = self.person.capacity, self.person.held().result()
+        capacity, held = self.person.capacity, self.person.held().result().recollections
         for each in held[:_LISTED]:
             self.say(f"“{each.text}”")
         if len(held) > _LISTED:

@@ -59,14 +59,24 @@ def test_forget_and_undo_say_what_they_did(people):
     person = people.person(new_token())
     say(person, FACT)
     found = person.find("boat shed").result(10)
-    assert [each.text for each in found] == [FACT]
+    assert [each.text for each in found.recollections] == [FACT]
     person.forget(found).result(10)
-    assert person.log[-1].items == [FACT] and person.held().result(10) == []
+    assert person.log[-1].items == [FACT] and person.held().result(10).recollections == []
     person.undo().result(10)
     assert "forgetting" in person.log[-1].items[0] and person.capacity.held == 1
     person.undo().result(10)
     person.undo().result(10)
     assert person.log[-1].items == [] and person.capacity.held == 0
+
+
+def test_what_was_found_before_a_change_is_not_forgotten_after_it(people):
+    person = people.person(new_token())
+    say(person, FACT)
+    found = person.find("boat shed").result(10)
+    say(person, "The vet is called Okonkwo.")
+    with pytest.raises(ValueError, match="look again"):
+        person.forget(found).result(10)
+    assert person.capacity.held == 2
 
 
 def test_a_question_is_compared_and_nothing_changes(people):
@@ -231,10 +241,10 @@ def test_load_export_and_the_way_back(people):
             two.load("other.mem", bad).result(10)
     assert two.capacity.held == 1 and two.unsaved == 1
     two.load("other.mem", data).result(10)
-    assert [each.text for each in two.held().result(10)] == [FACT] and two.engine.context == context
+    assert [each.text for each in two.held().result(10).recollections] == [FACT] and two.engine.context == context
     two.undo().result(10)
     assert two.log[-1].items == ["the loading of other.mem"]
-    assert [each.text for each in two.held().result(10)] == ["The vet is called Okonkwo."]
+    assert [each.text for each in two.held().result(10).recollections] == ["The vet is called Okonkwo."]
 
 
 def test_a_file_is_read_in_one_step(people):
