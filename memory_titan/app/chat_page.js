@@ -85,7 +85,7 @@ document.addEventListener("change", (event) => {
   if (event.target.type === "file") chat.upload(event.target);
 });
 
-// The newest stays in sight, unless somebody has scrolled up to read.
+// The newest stays in sight, unless somebody has scrolled up to read; what is searched for stays searched for.
 let atEnd = true;
 document.addEventListener("scroll", (event) => {
   const talk = event.target;
@@ -94,4 +94,5 @@ document.addEventListener("scroll", (event) => {
 new MutationObserver(() => {
   const talk = chat.at("talk");
   if (talk && atEnd) talk.scrollTop = talk.scrollHeight;
+  if (chat.at("held")) chat.filter();
 }).observe(document, { childList: true, subtree: true });

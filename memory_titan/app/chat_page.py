@@ -285,7 +285,6 @@ class ChatPage:
         self.held_seen = held.changes
         self.recollections = {each.slot: each for each in held.recollections}
         self.held.set_content(panels.held_html(held.recollections))
-        self.run("chat.filter()")
 
     def _set_busy(self, busy: bool) -> None:
         if busy == self._busy:
