@@ -99,7 +99,7 @@ class ChatPage:
         _html(_UPLOADS)
         _html("<h2>What came to mind</h2>")
         self.recall = _html()
-        _html("<h2>What it wrote</h2>")
+        _html('<h2>What it wrote</h2><p class="aside">What is new and worth keeping. Small talk it leaves.</p>')
         self.writes = _html()
         with ui.element("details").on("toggle", self.open_held, js_handler="(event) => emit(event.target.open)"):
             _html("What it holds", "summary")

@@ -71,7 +71,8 @@ class People:
         place = folder if folder is not None else file
         assert place is not None
         (place if folder is not None else place.parent).mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(place / ".lock" if folder is not None else f"{place}.lock")
+        # Not the thread's own, as is usual: a server ends in another thread than it began.
+        self._lock = FileLock(place / ".lock" if folder is not None else f"{place}.lock", thread_local=False)
         try:
             self._lock.acquire(timeout=0)
         except Timeout:

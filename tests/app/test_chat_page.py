@@ -13,10 +13,7 @@ pytest.importorskip("nicegui", reason="needs the extra chat")
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 expect = sync_api.expect
 CHROMIUM = Path("/usr/bin/chromium")
-pytestmark = [
-    pytest.mark.skipif(not CHROMIUM.exists(), reason="needs chromium"),
-    pytest.mark.xdist_group("chat"),
-]
+pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason="needs chromium")
 HERE = Path(__file__).parent
 FACT, QUESTION = "The code of the boat shed is 5082.", "What code opens the boat shed?"
 

@@ -178,7 +178,9 @@ def test_what_was_saved_survives_a_crash_and_the_rest_an_orderly_end(tmp_path):
     say(people.person(three), "hello")
     with pytest.raises(ValueError, match="in use by another"):
         People(FakeEngine(), folder=tmp_path)
-    people.close()
+    ending = threading.Thread(target=people.close)  # as a server ends
+    ending.start()
+    ending.join()
     people = People(FakeEngine(), folder=tmp_path)
     assert people.person(one).capacity.held == 2 and people.person(two).capacity.held == 1
     assert not people.file_of(three).exists()  # who told nothing leaves no file
