@@ -110,7 +110,7 @@ class ChatPage:
     def _build_dialog(self) -> None:
         with ui.element("dialog").props("id=forget aria-labelledby=forget-title") as dialog:
             _html(_FORGET)
-            words = ui.element("input").props('id=words type=text autocomplete=off maxlength=400')  # fmt: skip
+            words = ui.element("input").props("id=words type=text autocomplete=off maxlength=400")
             words.on("keydown.enter", self.find, js_handler="(event) => emit(event.target.value)")
             self.would_forget = _html().props("aria-live=polite")
             with ui.element("div").classes("tools"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -26,10 +25,8 @@ class Server:
         self.start()
 
     def start(self) -> None:
-        paths = [str(HERE), str(HERE.parents[1])]
         self.process = subprocess.Popen(
             [sys.executable, str(HERE / "chat_server.py"), str(self.folder), str(self.port)],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -38,8 +35,7 @@ class Server:
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.wait()
-        self.process.stdout.close()
+        self.process.communicate()
 
 
 @pytest.fixture(scope="module")
@@ -178,23 +174,21 @@ def test_a_queue_that_is_seen_and_an_answer_that_is_stopped(visit):
     expect(one.locator(".chip").last).to_have_text("memory silent")
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
+def test_what_is_said_is_shown_and_never_run(visit):
+    page = visit()
+    texts = [
         "<img src=x onerror=alert(1)><script>alert(2)</script>",
         "船小屋の番号は5082です。🦜",
-        "`${alert(1)}` {{ 7*7 }} </textarea>",
-    ],
-)
-def test_what_is_said_is_shown_and_never_run(visit, text):
-    page = visit()
-    say(page, text)
-    expect(page.locator(".bubble")).to_have_text(text)
+        "`${alert(3)}` {{ 7*7 }}</textarea>",
+    ]
+    for number, text in enumerate(texts):
+        say(page, text)
+        expect(page.locator(".bubble").nth(number)).to_have_text(text)
     page.locator("summary").click()
-    expect(page.locator("#held q").first).to_be_visible()
-    say(page, f"{text} again?")
+    expect(page.locator("#held q").first).to_have_text(texts[2])
+    say(page, f"{texts[0]} again?")
     page.reload()
-    expect(page.locator(".bubble").first).to_have_text(text)
+    expect(page.locator(".bubble")).to_have_text([*texts, f"{texts[0]} again?"])
 
 
 def test_empty_and_enormous_messages(visit):
@@ -202,7 +196,7 @@ def test_empty_and_enormous_messages(visit):
     page.fill("#box", "  \n ")
     page.press("#box", "Enter")
     press(page, "Send")
-    for length in (4_001, 3_000_000):  # the second would not fit through the page's channel
+    for length in (4_001, 1_100_000):  # the second would not fit through the page's channel
         page.evaluate("length => chat.fill('x'.repeat(length))", length)
         page.press("#box", "Enter")
         expect(page.locator("#notice")).to_contain_text(f"may have 4,000 characters, this one has {length:,}")
