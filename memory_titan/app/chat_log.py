@@ -9,6 +9,11 @@ if TYPE_CHECKING:  # the engine brings torch
     from memory_titan.hybrid.engine import Answer, Turn
 
 
+def counted(count: int, what: str) -> str:
+    """A number and its noun: "1 text", "2,048 texts"."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
 @dataclass
 class Entry:
     """Something that happened in the conversation, in the order it happened.

@@ -10,7 +10,7 @@ from html import escape
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from memory_titan.app.chat_log import Compared, Entry, FileRead, Note, Said
+from memory_titan.app.chat_log import Compared, Entry, FileRead, Note, Said, counted
 
 if TYPE_CHECKING:
     from memory_titan.hybrid.engine import Answer, Capacity, Reading, Recollection, Turn
@@ -162,7 +162,7 @@ def _file(entry: FileRead, before: int) -> str:
         bar = f'<progress max="{entry.total}" value="{entry.done}">{entry.done} of {entry.total}</progress>'
         return f'<div class="event">reading {name}{bar}</div>'
     how = "read up to where you stopped" if entry.state == "stopped" else "read"
-    told = f"{name} {how}: {_count(entry.texts, 'text')}, {entry.written:,} written. The file itself is not kept."
+    told = f"{name} {how}: {counted(entry.texts, 'text')}, {entry.written:,} written. The file itself is not kept."
     return f'<div class="event">{"" if entry.error else told}{_ending(entry, quiet=True)}{_let_go(entry.let_go)}</div>'
 
 
@@ -190,7 +190,7 @@ def _ending(entry: Entry, quiet: bool = False) -> str:
 def _let_go(count: int) -> str:
     if not count:
         return ""
-    return f'<p class="full">The memory was full: {_count(count, "text")} longest unused had to go.</p>'
+    return f'<p class="full">The memory was full: {counted(count, "text")} longest unused had to go.</p>'
 
 
 def gauge_html(capacity: Capacity) -> str:
@@ -213,7 +213,7 @@ def saved_html(unsaved: int, saved: bool) -> str:
     """Whether the memory's file has it all."""
     if unsaved:
         return (
-            f'<p class="saved unsaved">{_count(unsaved, "change")} not saved yet. '
+            f'<p class="saved unsaved">{counted(unsaved, "change")} not saved yet. '
             "That happens when the program ends; only a crash would lose them.</p>"
         )
     return f'<p class="saved">{"All of it is saved." if saved else "There is nothing to save yet."}</p>'
@@ -260,10 +260,6 @@ def found_html(found: Sequence[Recollection], words: str) -> str:
         return f'<p class="aside">It holds nothing about “{escape(words)}”.</p>'
     rows = "".join(f"<li><q>{escape(each.text)}</q></li>" for each in found)
     return f'<p class="aside">This is what it holds about “{escape(words)}”:</p><ul class="list">{rows}</ul>'
-
-
-def _count(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def _size(count: int) -> str:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from memory_titan.app.chat_log import FileRead, Note, Said
+from memory_titan.app.chat_log import FileRead, Note, Said, counted
 from memory_titan.app.chat_person import TEXT_FILE, Person
 
 if TYPE_CHECKING:
@@ -47,7 +47,9 @@ class _Talk:
 
     def run(self, model: str) -> None:
         held = self.person.capacity.held
-        self.say(f"{model}, frozen. What you tell it goes into the memory beside it, which holds {held:,} texts.")
+        self.say(
+            f"{model}, frozen. What you tell it goes into the memory beside it, which holds {counted(held, 'text')}."
+        )
         self.say(_HELP, "dim")
         while True:
             try:
@@ -145,7 +147,7 @@ class _Talk:
                     time.sleep(_LOOK)
                 except KeyboardInterrupt:
                     self.person.stop()
-        self.say(entry.error or f"{entry.texts:,} texts read, {entry.written:,} written")
+        self.say(entry.error or f"{counted(entry.texts, 'text')} read, {entry.written:,} written")
         self.let_go(entry.let_go)
 
     def show(self, _: str) -> None:
@@ -156,7 +158,7 @@ class _Talk:
             self.say(f"and {len(held) - _LISTED:,} more", "dim")
         self.say(
             f"{capacity.held:,} of {capacity.slots:,} texts held, strength {capacity.strength:.0%}; "
-            f"{self.person.unsaved} changes not saved; the file has {capacity.bytes / 1e6:.1f} MB whatever it holds",
+            f"{counted(self.person.unsaved, 'change')} not saved; the file has {capacity.bytes / 1e6:.1f} MB whatever it holds",
             "dim",
         )
 
@@ -182,7 +184,7 @@ class _Talk:
 
     def let_go(self, count: int) -> None:
         if count:
-            self.say(f"the memory was full: {count} longest unused had to go", "yellow")
+            self.say(f"the memory was full: {counted(count, 'text')} longest unused had to go", "yellow")
 
     def say(self, sentence: str, style: str = "") -> None:
         self.console.print(Text(plain(sentence), style=style), soft_wrap=True)

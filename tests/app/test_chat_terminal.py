@@ -50,7 +50,7 @@ def test_told_cleared_asked_forgotten(chat):
 def test_what_was_told_is_there_next_time(chat):
     chat(FACT, "/bye", "never read")
     said = chat(QUESTION, "/memory", "/why")
-    assert "holds 1 texts" in said and said.count(f"“{FACT}”") == 2
+    assert "holds 1 text." in said and said.count(f"“{FACT}”") == 2
     assert "1 of 8 texts held" in said and "it speaks from 11" in said
 
 
@@ -89,7 +89,7 @@ def test_a_file_is_read_and_saved(chat, tmp_path):
     file = tmp_path / "notes.txt"
     file.write_text(f"{FACT} " + " ".join(f"Row {number} is full." for number in range(9)))
     said = chat(f"/read {file}", "/save")
-    assert "10 texts read, 10 written" in said and "2 longest unused had to go" in said and "Saved" in said
+    assert "10 texts read, 10 written" in said and "2 texts longest unused had to go" in said and "Saved" in said
 
 
 def test_nothing_steers_the_terminal():
