@@ -158,7 +158,8 @@ class _Talk:
             self.say(f"and {len(held) - _LISTED:,} more", "dim")
         self.say(
             f"{capacity.held:,} of {capacity.slots:,} texts held, strength {capacity.strength:.0%}; "
-            f"{counted(self.person.unsaved, 'change')} not saved; the file has {capacity.bytes / 1e6:.1f} MB whatever it holds",
+            f"{counted(self.person.unsaved, 'change')} not saved; "
+            f"the file has {capacity.bytes / 1e6:.1f} MB whatever it holds",
             "dim",
         )
 
