@@ -251,7 +251,7 @@ class ChatPage:
         self._draw_talk(person)
         self._set_busy(person.busy)
         if self.seen != person.version or person.busy:
-            self.recall.set_content(panels.recall_html(person.turn, person.engine.threshold))
+            self.recall.set_content(panels.recall_html(person.asked, person.engine.threshold))
         if self.seen != person.version:
             self.seen = person.version
             self.guide.set_content(guide_html(person.log, person.capacity.held))
@@ -280,11 +280,11 @@ class ChatPage:
 
     async def _draw_held(self) -> None:
         held = await self.ask(lambda person: person.held())
-        if held is None:
+        if held is None or self.person is None:
             return
         self.held_seen = held.changes
         self.recollections = {each.slot: each for each in held.recollections}
-        self.held.set_content(panels.held_html(held.recollections))
+        self.held.set_content(panels.held_html(held.recollections, self.person.capacity.held))
 
     def _set_busy(self, busy: bool) -> None:
         if busy == self._busy:

@@ -5,7 +5,7 @@ Nothing is told by colour alone: a token's surprise is also the line under it, a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -58,8 +58,10 @@ def _said(entry: Said, threshold: float, before: int) -> str:
     elif not entry.memory:
         parts.append('<p class="aside">memory off: nothing is written</p>')
     parts.append('</div><div class="it">')
-    if turn is not None and entry.memory and ("recall" in turn.seconds or entry.text or not entry.live):
+    if turn is not None and entry.memory and "recall" in turn.seconds:
         parts.append(_source(turn.answer, threshold))
+    elif turn is not None and entry.memory and entry.text:
+        parts.append('<p class="source"><span class="chip">memory not asked</span> this was no question</p>')
     elif not entry.memory:
         parts.append('<p class="source"><span class="chip">memory off</span> the frozen model alone</p>')
     if entry.text:
@@ -107,7 +109,8 @@ def _source(answer: Answer, threshold: float) -> str:
     if not answer.spoke:
         head = (
             '<span class="chip">memory silent</span> '
-            f'nothing reached {threshold:g} nats; the best had <span class="nats">{best.evidence:.0f}</span>'
+            "nothing was sure enough: the best had "
+            f'<span class="nats">{best.evidence:.0f} of some {threshold:g} nats</span>'
         )
     else:
         head = '<span class="chip memory">from memory</span> ' + " ".join(
@@ -119,14 +122,15 @@ def _source(answer: Answer, threshold: float) -> str:
 def recall_html(turn: Turn | None, threshold: float) -> str:
     """What was weighed for the last message: evidence against the threshold, familiarity, clarity."""
     if turn is None or not turn.answer.considered:
-        return '<p class="aside">Nothing has been recalled yet. With every message you see here what came to mind.</p>'
+        return '<p class="aside">Nothing has been asked yet. Here you see what a question brings to mind.</p>'
     answer = turn.answer
     scale = max(2 * threshold, *(each.evidence for each in answer.considered))
     rows = "".join(_weighed(each, each in answer.used, scale) for each in answer.considered[:5])
     verdict = "The memory spoke." if answer.spoke else "The memory was silent; the model answered alone."
+    rule = f"It speaks when a recollection makes the question likelier by some {threshold:g} nats, sooner if it is private."
     return (
-        f'<p class="aside">{verdict} It speaks from {threshold:g} nats: that much likelier must a recollection make '
-        f'the question.</p><ol class="weighed" style="--at:{100 * threshold / scale:.1f}%">{rows}</ol>'
+        f'<p class="aside">{verdict} {rule}</p>'
+        f'<ol class="weighed" style="--at:{100 * threshold / scale:.1f}%">{rows}</ol>'
     )
 
 
@@ -244,14 +248,18 @@ def writes_svg(history: Sequence[Capacity]) -> str:
     )
 
 
-def held_html(held: Iterable[Recollection]) -> str:
-    """What is held, each with a button that forgets it; the button's `data-slot` says which."""
+def held_html(held: Sequence[Recollection], total: int) -> str:
+    """The newest of `total` texts held, each with a button that forgets it; the button's `data-slot` says which."""
     rows = "".join(
         f'<li><q>{escape(each.text)}</q><button type="button" class="small" data-slot="{each.slot}" '
         f'aria-label="Forget: {escape(each.text)}">Forget</button></li>'
         for each in held
     )
-    return f'<ul class="list">{rows}</ul>' if rows else '<p class="aside">It holds nothing.</p>'
+    if not rows:
+        return '<p class="aside">It holds nothing.</p>'
+    older = total - len(held)
+    more = f'<p class="aside">and {counted(older, "older text")}: Forget… finds those too</p>' if older > 0 else ""
+    return f'<ul class="list">{rows}</ul>{more}'
 
 
 def found_html(found: Sequence[Recollection], words: str) -> str:

@@ -85,6 +85,12 @@ class Person:
         return next(turns, None)
 
     @property
+    def asked(self) -> Turn | None:
+        """The last one for which something was recalled."""
+        turns = (each.turn for each in reversed(self.log) if isinstance(each, Said) and each.turn)
+        return next((turn for turn in turns if turn.answer.considered), None)
+
+    @property
     def busy(self) -> bool:
         """Whether something is in line or at work."""
         return self._job is not None and not self._job.done()
@@ -178,7 +184,7 @@ class Person:
         return self._line.put(lambda: Found(self.engine.find(words), self.changes))
 
     def held(self) -> Future[Found]:
-        """All that is held, read out of the weights, newest first."""
+        """The newest of what is held, read out of the weights, newest first."""
         return self._line.put(lambda: Found(self.engine.held(), self.changes))
 
     def forget(self, found: Found) -> Future[None]:

@@ -106,10 +106,11 @@ class _Talk:
             return
         for reading in turn.readings:
             self.console.print(heat(reading), soft_wrap=True)
-        used = turn.answer.used
-        for each in used:
+        for each in turn.answer.used:
             self.say(f"from memory: “{each.text}”, {each.evidence:.0f} nats", "cyan")
-        if not used:
+        if "recall" not in turn.seconds:
+            self.say("no question: the memory was not asked", "dim")
+        elif not turn.answer.used:
             self.say("the memory was silent", "dim")
 
     def clear(self, _: str) -> None:
@@ -154,8 +155,8 @@ class _Talk:
         capacity, held = self.person.capacity, self.person.held().result().recollections
         for each in held[:_LISTED]:
             self.say(f"“{each.text}”")
-        if len(held) > _LISTED:
-            self.say(f"and {len(held) - _LISTED:,} more", "dim")
+        if capacity.held > _LISTED:
+            self.say(f"and {capacity.held - _LISTED:,} more", "dim")
         self.say(
             f"{capacity.held:,} of {capacity.slots:,} texts held, strength {capacity.strength:.0%}; "
             f"{counted(self.person.unsaved, 'change')} not saved; "
@@ -171,7 +172,7 @@ class _Talk:
         for reading in turn.readings:
             self.console.print(heat(reading), soft_wrap=True)
         self.console.print(weighed(turn))
-        self.say(f"evidence in nats; it speaks from {self.person.engine.threshold:g}. * was used", "dim")
+        self.say(f"evidence in nats; it speaks from some {self.person.engine.threshold:g}. * was used", "dim")
 
     def switch(self, _: str) -> None:
         self.memory = self.switched == "/on"

@@ -128,7 +128,7 @@ class FakeEngine:
             whole += piece
             time.sleep(self.pause)
         readings = self._read(whole)
-        self.steps.append((*before, f"the reading of {len(readings)} texts"))
+        self.steps.append((*before, f"wrote {len(readings)} texts in all"))
         return readings
 
     def recall(self, question):
@@ -158,8 +158,9 @@ class FakeEngine:
         if "fail now" in message:
             raise ValueError("the fake was told to fail")
         if learn:
-            self._step(f"what was written of {message!r}")
-        answer = self._answer(message, use_memory)  # what was just said is no recollection
+            self._step(f"wrote: {message}")
+        asked = "?" in message
+        answer = self._answer(message, use_memory and asked)
         turn = self.turn = Turn(message, self._read(message) if learn else [], Answer("", False, [], []))
         if learn and not any(each.written for each in turn.readings):
             self.steps.pop()
@@ -167,7 +168,8 @@ class FakeEngine:
         time.sleep(self.pause)
         turn.answer = answer
         full, turn.answer.text = turn.answer.text, ""
-        turn.seconds["recall"] = 0.01
+        if use_memory and asked:
+            turn.seconds["recall"] = 0.01
         if any(each.written for each in turn.readings):
             full = "Noted."
         if "slowly" in message:
@@ -190,7 +192,7 @@ class FakeEngine:
     def forget(self, what):
         found = self.find(what) if isinstance(what, str) else list(what)
         if found:
-            self._step(f"the forgetting of {len(found)}")
+            self._step("; ".join(f"forgot: {each.text}" for each in found))
         for each in found:
             self.texts.pop(each.slot, None)
             self.counts["forgotten"] += 1
@@ -202,8 +204,9 @@ class FakeEngine:
         self.texts, self.counts, what = self.steps.pop()
         return [what]
 
-    def held(self):
-        return [Recollection(text, 0.0, 0.0, 0.97, slot) for slot, text in sorted(self.texts.items(), reverse=True)]
+    def held(self, most=100):
+        newest = sorted(self.texts.items(), reverse=True)[:most]
+        return [Recollection(text, 0.0, 0.0, 0.97, slot) for slot, text in newest]
 
     @property
     def capacity(self):

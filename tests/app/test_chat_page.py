@@ -117,7 +117,7 @@ def test_told_cleared_asked_recalled_forgotten_and_still_there_after_a_reload(vi
     expect(page.locator(".entry").last.locator(".source")).to_contain_text("memory silent")
 
     press(page, "Undo")
-    expect(page.locator(".event").last).to_contain_text("Taken back: the forgetting of 1")
+    expect(page.locator(".event").last).to_contain_text(f"Taken back: forgot: {fact}")
     page.reload()
     expect(page.locator(".said")).to_have_count(3)
     say(page, question)
@@ -171,7 +171,7 @@ def test_a_queue_that_is_seen_and_an_answer_that_is_stopped(visit):
     expect(one.locator("#box")).to_have_value("not yet")
     expect(two.locator(".chip.written")).to_be_visible()
     say(one, "hello")
-    expect(one.locator(".chip").last).to_have_text("memory silent")
+    expect(one.locator(".chip").last).to_have_text("memory not asked")
 
 
 def test_what_is_said_is_shown_and_never_run(visit):

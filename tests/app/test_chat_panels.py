@@ -62,7 +62,7 @@ def test_whatever_was_written_stays_text():
         Note("loaded", text=BAD),
     ]
     pieces = [panels.entry_html(each, 11.0) for each in shown]
-    pieces += [panels.heat_html([BAD], [0.5]), panels.recall_html(shown[0].turn, 11.0), panels.held_html([bad])]
+    pieces += [panels.heat_html([BAD], [0.5]), panels.recall_html(shown[0].turn, 11.0), panels.held_html([bad], 3)]
     pieces += [panels.found_html([bad], BAD), panels.found_html([], BAD)]
     for html in pieces:
         tags = Tags(html)
@@ -94,9 +94,12 @@ def test_where_an_answer_came_from():
     spoke = panels.entry_html(Said("q", True, "5", turn(used=[best], considered=[best, other]), state="done"), 11.0)
     assert "from memory" in spoke and "31 nats" in spoke and "the vet" not in spoke
     silent = panels.entry_html(Said("q", True, "?", turn(considered=[other]), state="done"), 11.0)
-    assert "memory silent" in silent and "nothing reached 11 nats" in silent
+    assert "memory silent" in silent and "the best had" in silent and "-2 of some 11 nats" in silent
     empty = panels.entry_html(Said("q", True, "?", turn(), state="done"), 11.0)
     assert "holds nothing yet" in empty
+    told = turn()
+    told.seconds.clear()
+    assert "memory not asked" in panels.entry_html(Said("q", True, "Noted.", told, state="done"), 11.0)
     off = panels.entry_html(Said("q", False, "?", turn(), state="done"), 11.0)
     assert "memory off" in off
 
@@ -105,7 +108,7 @@ def test_recollections_against_the_threshold():
     best, other = recollection("best", 44.0), recollection("other", -5.0)
     html = panels.recall_html(turn(used=[best], considered=[best, other]), 11.0)
     assert "--at:25.0%" in html and "width:100.0%" in html and "width:0.0%" in html and "familiarity 0.52" in html
-    assert "Nothing has been recalled" in panels.recall_html(None, 11.0)
+    assert "Nothing has been asked" in panels.recall_html(None, 11.0)
 
 
 def test_states_of_an_answer():
@@ -124,6 +127,12 @@ def test_capacity_in_figures():
     html = panels.gauge_html(capacity())
     assert "width:37.50%" in html and "8.7 MB" in html and "80%" in html and "full." not in html
     assert "It is full" in panels.gauge_html(capacity(held=8))
+
+
+def test_a_list_says_what_it_does_not_show():
+    some = [recollection("a", slot=7)]
+    assert 'data-slot="7"' in panels.held_html(some, 1) and "older" not in panels.held_html(some, 1)
+    assert "and 2 older texts" in panels.held_html(some, 3) and "holds nothing" in panels.held_html([], 0)
 
 
 def test_writes_over_time():

@@ -63,7 +63,7 @@ def test_forget_and_undo_say_what_they_did(people):
     person.forget(found).result(10)
     assert person.log[-1].items == [FACT] and person.held().result(10).recollections == []
     person.undo().result(10)
-    assert "forgetting" in person.log[-1].items[0] and person.capacity.held == 1
+    assert person.log[-1].items == [f"forgot: {FACT}"] and person.capacity.held == 1
     person.undo().result(10)
     person.undo().result(10)
     assert person.log[-1].items == [] and person.capacity.held == 0

@@ -43,7 +43,7 @@ def test_told_cleared_asked_forgotten(chat):
     assert "written, surprise" in said and "not written: question" in said
     assert f"from memory: “{FACT}”, 32 nats" in said
     assert "erase this?" not in said and said.count("Erased from the weights") == 1
-    assert "the memory was silent" in said and "Taken back: the forgetting of 1" in said
+    assert "the memory was silent" in said and f"Taken back: forgot: {FACT}" in said
     assert said.count("from memory") == 2
 
 
@@ -51,7 +51,7 @@ def test_what_was_told_is_there_next_time(chat):
     chat(FACT, "/bye", "never read")
     said = chat(QUESTION, "/memory", "/why")
     assert "holds 1 text." in said and said.count(f"“{FACT}”") == 2
-    assert "1 of 8 texts held" in said and "it speaks from 11" in said
+    assert "1 of 8 texts held" in said and "it speaks from some 11" in said
 
 
 def test_without_memory(chat):
