@@ -127,7 +127,7 @@ def recall_html(turn: Turn | None, threshold: float) -> str:
     scale = max(2 * threshold, *(each.evidence for each in answer.considered))
     rows = "".join(_weighed(each, each in answer.used, scale) for each in answer.considered[:5])
     verdict = "The memory spoke." if answer.spoke else "The memory was silent; the model answered alone."
-    rule = f"It speaks when a recollection makes the question likelier by some {threshold:g} nats, sooner if it is private."
+    rule = f"It speaks from some {threshold:g} nats of evidence, sooner if the question sounds private."
     return (
         f'<p class="aside">{verdict} {rule}</p>'
         f'<ol class="weighed" style="--at:{100 * threshold / scale:.1f}%">{rows}</ol>'
