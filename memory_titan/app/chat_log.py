@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the engine brings torch
-    from memory_titan.hybrid.engine import Answer, Turn
+    from memory_titan.hybrid.records import Answer, Turn
 
 
 def counted(count: int, what: str) -> str:

@@ -202,7 +202,8 @@ class ChatPage:
     async def find(self, event: Any) -> None:
         """What the dialog would forget."""
         words = str(event.args or "")
-        self._show_found(await self.ask(lambda person: person.find(words)), words)
+        found: Found | None = await self.ask(lambda person: person.find(words))
+        self._show_found(found, words)
 
     async def forget_found(self) -> None:
         """What the dialog shows."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from memory_titan.app.chat_log import Compared, Entry, FileRead, Note, Said, counted
 
 if TYPE_CHECKING:
-    from memory_titan.hybrid.engine import Answer, Capacity, Reading, Recollection, Turn
+    from memory_titan.hybrid.records import Answer, Capacity, Reading, Recollection, Turn
 
 _REASONS = {
     "new": "new",

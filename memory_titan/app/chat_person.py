@@ -22,7 +22,8 @@ from memory_titan.app.chat_line import Line
 from memory_titan.app.chat_log import Compared, Entry, FileRead, Note, Said
 
 if TYPE_CHECKING:  # the engine brings torch
-    from memory_titan.hybrid.engine import Capacity, HybridEngine, Recollection, Turn
+    from memory_titan.hybrid.engine import HybridEngine
+    from memory_titan.hybrid.records import Capacity, Recollection, Turn
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -111,7 +112,7 @@ class Person:
 
         def answer() -> None:
             previous, evicted = self.engine.turn, self.engine.capacity.evicted
-            stream = self.engine.chat(entry.message, self.max_tokens, use_memory=memory, learn=memory)
+            stream: Any = self.engine.chat(entry.message, self.max_tokens, use_memory=memory, learn=memory)
             self._following = entry, previous
             try:
                 for piece in stream:

@@ -16,7 +16,7 @@ from memory_titan.app.chat_log import FileRead, Note, Said, counted
 from memory_titan.app.chat_person import TEXT_FILE, Person
 
 if TYPE_CHECKING:
-    from memory_titan.hybrid.engine import Reading, Recollection, Turn
+    from memory_titan.hybrid.records import Reading, Recollection, Turn
 
 _HELP = (
     "/clear the context, /forget WORDS, /undo, /save, /read FILE, /memory: what is held, /why: surprise and "

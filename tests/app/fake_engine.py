@@ -139,8 +139,8 @@ class FakeEngine:
             found.append(Recollection(text, min(1.0, 0.1 + 0.3 * shared), 10.5 * shared + 0.3, 0.97, slot))
         return sorted(found, key=lambda each: -each.evidence)[:8]
 
-    def find(self, what):
-        return [each for each in self.recall(what) if each.evidence >= self.threshold / 2]
+    def find(self, words):
+        return [each for each in self.recall(words) if each.evidence >= self.threshold / 2]
 
     def _answer(self, question, use_memory):
         considered = self.recall(question) if use_memory else []

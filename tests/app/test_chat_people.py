@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import threading
 import time
 
 import pytest
 
+import fake_engine
 from fake_engine import FakeEngine
 from memory_titan.app.chat_line import Line
 from memory_titan.app.chat_people import FullError, People, new_token
 from memory_titan.app.chat_person import MESSAGE, TEXT_FILE, BusyError
+from memory_titan.hybrid import records
+from memory_titan.hybrid.engine import HybridEngine
 
 FACT, QUESTION = "The code of the boat shed is 5082.", "What code opens the boat shed?"
 
@@ -280,3 +285,15 @@ def test_a_full_memory_says_what_it_let_go(people):
     person.read("more.txt", b"One is red. Two is blue.")
     person.wait(10)
     assert person.log[-1].let_go == 2
+
+
+def test_the_stand_in_is_like_the_engine():
+    for name in ("Reading", "Recollection", "Answer", "Turn", "Capacity"):
+        ours, theirs = (
+            [field.name for field in dataclasses.fields(getattr(module, name))] for module in (fake_engine, records)
+        )
+        assert ours == theirs, name
+    for name in ("chat", "clear_context", "read", "ask", "recall", "find", "forget", "undo", "held", "save", "fork"):
+        ours = inspect.signature(getattr(FakeEngine, name)).parameters
+        theirs = inspect.signature(getattr(HybridEngine, name)).parameters
+        assert {*ours} <= {*theirs}, name
