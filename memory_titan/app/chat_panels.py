@@ -23,6 +23,7 @@ _REASONS = {
     "correction": "a correction",
 }
 _BARS = 40  # changes that the chart shows
+_WEIGHED = 3  # recollections that the panel shows
 
 
 def entry_html(entry: Entry, threshold: float, before: int = 0) -> str:
@@ -125,7 +126,7 @@ def recall_html(turn: Turn | None, threshold: float) -> str:
         return '<p class="aside">Nothing has been asked yet. Here you see what a question brings to mind.</p>'
     answer = turn.answer
     scale = max(2 * threshold, *(each.evidence for each in answer.considered))
-    rows = "".join(_weighed(each, each in answer.used, scale) for each in answer.considered[:5])
+    rows = "".join(_weighed(each, each in answer.used, scale) for each in answer.considered[:_WEIGHED])
     verdict = "The memory spoke." if answer.spoke else "The memory was silent; the model answered alone."
     rule = f"It speaks from some {threshold:g} nats of evidence, sooner if the question sounds private."
     return (
