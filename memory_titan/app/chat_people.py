@@ -61,7 +61,7 @@ class People:
 
     def __init__(
         self, engine: HybridEngine, folder: Path | None = None, file: Path | None = None, max_tokens: int = 200,
-        places: int = 24,
+        places: int = 12,
     ) -> None:  # fmt: skip
         if (folder is None) == (file is None):
             raise ValueError("give a folder or a file, one of them")
@@ -119,9 +119,10 @@ class People:
             return
         for person in self._held.values():
             person.stop()
-        self.line.close()
         for person in self._held.values():
+            person.wait()
             self._save(person)
+        self.line.close()
         self._lock.release()
 
     def _open(self, file: Path) -> Person:

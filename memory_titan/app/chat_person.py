@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from memory_titan.app.chat_line import Line
 from memory_titan.app.chat_log import Compared, Entry, FileRead, Note, Said
+from memory_titan.hybrid.sentences import sentences
 
 if TYPE_CHECKING:  # the engine brings torch
     from memory_titan.hybrid.engine import HybridEngine
@@ -33,6 +34,7 @@ TEXT_FILE = 200_000  # bytes: about as many sentences as a memory of the usual s
 MEMORY_FILE = 64_000_000  # bytes
 _KEPT = 300  # entries of a conversation that a reload shows again
 _PIECE = 400  # characters of a file between two looks at the stop sign
+_TEXTS = 16  # of a file that are read before others have their turn
 
 
 @dataclass
@@ -71,6 +73,7 @@ class Person:
         self._line = line
         self._job: Future[Any] | None = None
         self._stop = threading.Event()
+        self._lock = threading.Lock()
         self._following: tuple[Said, Turn | None] | None = None  # what is being answered, and the turn before it
         self._before_load: tuple[HybridEngine, str] | None = None
 
@@ -110,7 +113,7 @@ class Person:
         """
         entry = Said(checked(message), memory)
 
-        def answer() -> None:
+        def answer() -> Iterator[None]:
             previous, evicted = self.engine.turn, self.engine.capacity.evicted
             stream: Any = self.engine.chat(entry.message, self.max_tokens, use_memory=memory, learn=memory)
             self._following = entry, previous
@@ -123,9 +126,9 @@ class Person:
                 stream.close()
                 self.follow()
                 self._following = None
-            turn = entry.turn
-            entry.let_go = self.engine.capacity.evicted - evicted
-            self._changed(sum(each.written for each in turn.readings) if turn else 0)
+                entry.let_go = self.engine.capacity.evicted - evicted
+                self._changed(sum(each.written for each in entry.turn.readings) if entry.turn else 0)
+            yield from ()  # one step
 
         self._enter(entry, answer)
 
@@ -140,15 +143,16 @@ class Person:
         """Ask with the memory and without, each with an empty context. Changes nothing. Raises as `say`."""
         entry = Compared(checked(question))
 
-        def ask() -> None:
+        def ask() -> Iterator[None]:
             entry.remembered = self.engine.ask(entry.question, max_tokens=self.max_tokens)
+            yield
             if not self._stop.is_set():
                 entry.bare = self.engine.ask(entry.question, use_memory=False, max_tokens=self.max_tokens)
 
         self._enter(entry, ask)
 
     def read(self, name: str, data: bytes) -> None:
-        """Read a text file into the memory; one step for `undo`.
+        """Read a text file into the memory, a few sentences at a time between others' turns; one step to `undo`.
 
         Raises:
             ValueError: too large, not UTF-8, or empty.
@@ -164,12 +168,16 @@ class Person:
                 yield text[start : start + _PIECE]
                 entry.done = min(len(text), start + _PIECE)
 
-        def read() -> None:
+        def read() -> Iterator[None]:
             evicted = self.engine.capacity.evicted
-            readings = self.engine.read(pieces())
-            entry.texts, entry.written = len(readings), sum(each.written for each in readings)
-            entry.let_go = self.engine.capacity.evicted - evicted
-            self._changed(entry.written)
+            try:
+                for reading in self.engine.read_stream(sentences(pieces())):
+                    entry.texts, entry.written = entry.texts + 1, entry.written + reading.written
+                    if entry.texts % _TEXTS == 0:
+                        yield
+            finally:
+                entry.let_go = self.engine.capacity.evicted - evicted
+                self._changed(entry.written)
 
         self._enter(entry, read)
 
@@ -267,20 +275,28 @@ class Person:
         """Leave the line, or end the answer where it is; what was said and learned so far stays."""
         self._stop.set()
         job, last = self._job, self.log[-1] if self.log else None
-        if job is not None and job.cancel() and last is not None and last.live:
+        if job is not None and last is not None and last.state == "waiting" and job.cancel():
             last.state = "stopped"
             self.version += 1
 
     def wait(self, seconds: float | None = None) -> None:
         """Until nothing is in line or at work for this person, or for so many seconds."""
-        if self._job is not None and not self._job.cancelled():
-            wait([self._job], seconds)
+        end = None if seconds is None else time.monotonic() + seconds
+        while self.busy and (end is None or time.monotonic() < end):
+            assert self._job is not None
+            wait([self._job], None if end is None else max(0.0, end - time.monotonic()))
 
-    def _enter(self, entry: Entry, work: Callable[[], None]) -> None:
+    def _enter(self, entry: Entry, work: Callable[[], Iterator[None]]) -> None:
+        """Join the line with work of one or more steps; after each `yield` it goes to the end of the line."""
+        steps = work()
+
         def run() -> None:
             entry.state = "working"
             try:
-                work()
+                next(steps)
+                with self._lock:  # in which `_put` keeps the step before this one
+                    self._job = self._line.put(run)
+            except StopIteration:
                 entry.state = "stopped" if self._stop.is_set() else "done"
             except Exception as error:
                 entry.state, entry.error = "failed", " ".join(str(error).split()) or type(error).__name__
@@ -296,7 +312,8 @@ class Person:
     def _put(self, work: Callable[[], T]) -> Future[T]:
         self._refuse_if_busy()
         self._stop.clear()
-        self._job = job = self._line.put(work)
+        with self._lock:
+            self._job = job = self._line.put(work)
         return job
 
     def _refuse_if_busy(self) -> None:

@@ -120,16 +120,15 @@ class FakeEngine:
             readings.append(Reading(sentence, tokens, surprise, written, 0.9 if written else 0.1, reason, replaced))
         return readings
 
-    def read(self, text):
-        before = dict(self.texts), dict(self.counts)
-        pieces = [text] if isinstance(text, str) else text
-        whole = ""
-        for piece in pieces:
-            whole += piece
-            time.sleep(self.pause)
-        readings = self._read(whole)
-        self.steps.append((*before, f"wrote {len(readings)} texts in all"))
-        return readings
+    def read_stream(self, stream):
+        before, count = (dict(self.texts), dict(self.counts)), 0
+        try:
+            for sentence in stream:
+                time.sleep(self.pause / 10)
+                count += 1
+                yield from self._read(sentence)
+        finally:
+            self.steps.append((*before, f"wrote {count} texts in all"))
 
     def recall(self, question):
         asked = words(question)

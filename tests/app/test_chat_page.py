@@ -240,7 +240,7 @@ def test_files(visit, tmp_path):
 
 def test_a_full_memory_says_so(visit):
     page = visit()
-    rows = b"".join(b"Row %d is full. " % number for number in range(8))
+    rows = b"".join(b"Row %d has a full shelf.\n\n" % number for number in range(8))
     page.set_input_files("#read-file", {"name": "rows.txt", "mimeType": "text/plain", "buffer": rows})
     expect(page.locator(".panel .full")).to_contain_text("It is full")
     say(page, FACT)

@@ -264,6 +264,23 @@ def test_a_file_is_read_in_one_step(people):
     assert person.capacity.held == 0
 
 
+def test_a_file_lets_others_have_their_turn_and_can_be_stopped(people):
+    reader, other = people.person(new_token()), people.person(new_token())
+    reader.engine.pause = 0.02
+    reader.read("long.txt", " ".join(f"Locker {number} has a red door." for number in range(3000)).encode())
+    until(lambda: reader.log[-1].texts > 20)
+    with pytest.raises(BusyError):
+        reader.say(FACT)
+    assert say(other, FACT).state == "done" and reader.busy
+    reader.stop()
+    reader.wait(10)
+    entry = reader.log[-1]
+    assert entry.state == "stopped" and 0 < entry.texts < 3000 and 0 < entry.done < entry.total
+    assert reader.unsaved == entry.written > 20
+    reader.undo().result(10)
+    assert reader.capacity.held == 0
+
+
 @pytest.mark.parametrize(
     ("data", "why"),
     [(b"", "empty"), (b" \n", "empty"), (b"\xff\xfe\x00a", "UTF-8"), (b"a\0b", "zero bytes"),
@@ -293,7 +310,19 @@ def test_the_stand_in_is_like_the_engine():
             [field.name for field in dataclasses.fields(getattr(module, name))] for module in (fake_engine, records)
         )
         assert ours == theirs, name
-    for name in ("chat", "clear_context", "read", "ask", "recall", "find", "forget", "undo", "held", "save", "fork"):
+    for name in (
+        "chat",
+        "clear_context",
+        "read_stream",
+        "ask",
+        "recall",
+        "find",
+        "forget",
+        "undo",
+        "held",
+        "save",
+        "fork",
+    ):
         ours = inspect.signature(getattr(FakeEngine, name)).parameters
         theirs = inspect.signature(getattr(HybridEngine, name)).parameters
         assert {*ours} <= {*theirs}, name
