@@ -105,7 +105,8 @@ class Learner:
         worth, correcting = float(kinds[0]), float(looked.correcting[index])
         words = [self.frozen.tokenizer.decode([token]) for token in ids]
         before = self._just_now()
-        if before is not None and correcting > 0 and is_elliptical(text) and "?" not in text:
+        putting_right = worth >= self.keep and correcting > 0 and "?" not in text and is_elliptical(text)
+        if before is not None and putting_right:
             old = self.frozen.decode(self.memory.read(before).ids).strip()
             new = amended(self.frozen, old, text)
             if new is not None and new != old:
