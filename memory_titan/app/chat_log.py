@@ -61,6 +61,7 @@ class FileRead(Entry):
     done: int = 0
     texts: int = 0
     written: int = 0
+    replaced: int = 0  # older texts that were taken for corrected
     let_go: int = 0
 
 

@@ -167,7 +167,8 @@ def _file(entry: FileRead, before: int) -> str:
         bar = f'<progress max="{entry.total}" value="{entry.done}">{entry.done} of {entry.total}</progress>'
         return f'<div class="event">reading {name}{bar}</div>'
     how = "read up to where you stopped" if entry.state == "stopped" else "read"
-    told = f"{name} {how}: {counted(entry.texts, 'text')}, {entry.written:,} written. The file itself is not kept."
+    instead = f" (in place of {counted(entry.replaced, 'older one')})" if entry.replaced else ""
+    told = f"{name} {how}: {counted(entry.texts, 'text')}, {entry.written:,} written{instead}. The file is not kept."
     return f'<div class="event">{"" if entry.error else told}{_ending(entry, quiet=True)}{_let_go(entry.let_go)}</div>'
 
 

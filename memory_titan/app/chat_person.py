@@ -173,6 +173,7 @@ class Person:
             try:
                 for reading in self.engine.read_stream(sentences(pieces())):
                     entry.texts, entry.written = entry.texts + 1, entry.written + reading.written
+                    entry.replaced += len(reading.replaced)
                     if entry.texts % _TEXTS == 0:
                         yield
             finally:

@@ -123,6 +123,12 @@ def test_states_of_an_answer():
     assert "2 texts longest unused had to go" in panels.entry_html(said, 11.0)
 
 
+def test_what_a_file_came_to():
+    html = panels.entry_html(FileRead("n.txt", 10, 10, 3, 2, 1, 0, state="done"), 11.0)
+    assert "<b>n.txt</b> read: 3 texts, 2 written (in place of 1 older one)" in html
+    assert "where you stopped" in panels.entry_html(FileRead("n.txt", 10, 5, 1, state="stopped"), 11.0)
+
+
 def test_capacity_in_figures():
     html = panels.gauge_html(capacity())
     assert "width:37.50%" in html and "8.7 MB" in html and "80%" in html and "full." not in html
