@@ -34,7 +34,8 @@ _EXAMPLES = (
 )
 _SYSTEM = "You are a helpful AI assistant with a memory. Answer each question from what you remember."
 _SO = " So the answer is:"
-_BEGIN, _CONTINUE = 2.0, 4.0  # bonuses in nats: for any recalled token at first, for the next one while quoting
+# Bonuses in nats: for any recalled token at first, for the next one while quoting, and for ending there.
+_BEGIN, _CONTINUE, _STOP = 2.0, 4.0, 2.0
 
 
 def answer_bare(frozen: FrozenModel, question: str, max_tokens: int) -> str:
@@ -78,7 +79,8 @@ class _Quote:
             self._follow(said[-1])
         if self.places:
             following = {self.tokens[place + 1] for place in self.places if place + 1 < len(self.tokens)} - {-1}
-            logits[sorted(following | self.stops)] += _CONTINUE
+            logits[sorted(following)] += _CONTINUE
+            logits[sorted(self.stops)] += _STOP
         elif not self.begun:
             logits[sorted(set(self.tokens) - {-1})] += _BEGIN
         return logits

@@ -1,9 +1,9 @@
 """Corrections: which earlier text a text corrects, and what stands after "no wait, it moved to Friday".
 
-A text that corrects is close to what it corrects, and has the ring of a correction:
+A text that corrects is close to what it corrects, and has the ring of a correction (the log odds that it is one):
 
-    cosine of the addresses + 0.02 (log odds that it is one)    from 0.60 on: what it corrects is erased
-                                                                from 0.50 on: both are kept, the newer is believed
+    cosine of the addresses from 0.55 on, ring above 0             what it corrects is erased
+    cosine from 0.50 on, and a ring, or as much evidence           both are kept, the newer is believed
 
 One that is too short to say what it is about ("sorry, Friday I mean") goes with what was written just before. Some
 words of the one take the place of some of the other: those that the frozen model finds to fit best, among spans alike.
@@ -20,8 +20,8 @@ from torch import Tensor
 
 from memory_titan.hybrid.frozen import FrozenModel
 
-ERASE, DOUBT = 0.60, 0.50
-_RING = 0.02
+ERASE, DOUBT = 0.55, 0.50  # cosines
+AS_MUCH = 2.0  # nats of evidence by which an older text of nearly the same words may lead and yet be the old one
 _SHORT = 14  # words of a correction that does not say what it corrects
 _ALIKE, _LENGTH, _KIND, _LATE = 15.0, 1.0, 3.0, 4.0  # nats: for the cosine of two spans, a word more or less, ...
 _TRIED = 32  # replacements that the model is asked about
@@ -37,16 +37,11 @@ _EMPTY = frozenset(  # words that a value does not begin or end with
         r"\S+",
         """a ah again always an and are argh at be been called checked correction eh for full gone hang has he he's hold
         i i've in is it it's its just looked make mean meant mistake my no nope not now of off oh on one only oops or
-        other rather read said says she she's sorry texted that that's the them they they're this those to up wait was we
-        were what wrong you""",
+        other rather read said says she she's sorry texted that that's the them they they're this those to up wait was
+        we were what wrong you""",
     )
 )
 _MARKS = ".,;:!?\"'()"
-
-
-def pair_score(cosine: float | Tensor, correcting: float | Tensor) -> float | Tensor:
-    """How likely a text corrects another, by their cosine and its log odds of being a correction at all."""
-    return cosine + _RING * correcting
 
 
 def is_elliptical(text: str) -> bool:

@@ -19,7 +19,7 @@ from torch import Tensor
 from memory_titan.hybrid.address import KINDS, Addresser
 from memory_titan.hybrid.answer import answer_bare, answer_from, speak_from
 from memory_titan.hybrid.content import Recalled
-from memory_titan.hybrid.correcting import DOUBT, pair_score
+from memory_titan.hybrid.correcting import AS_MUCH, DOUBT, ERASE
 from memory_titan.hybrid.evidence import weigh
 from memory_titan.hybrid.frozen import DEFAULT_MODEL, FrozenModel, load_frozen
 from memory_titan.hybrid.learning import KEEP, Learner, leans
@@ -34,7 +34,7 @@ THRESHOLD = 10.0  # nats of evidence from which the memory speaks (docs/log.md)
 CANDIDATES = 8  # recollections that are read and weighed a question
 _PRIVATE = 5.0  # nats: how much less evidence a question that sounds private needs, and more a general one
 _NEAR, _FAR = 3.0, 2  # a second recollection goes along if its evidence is within 3 nats of the first's; 2 at most
-_NEWER = 6.0  # nats that an older text may be ahead of the one that seems to correct it
+_NEWER = 6.0  # nats behind the best within which a text is looked at for correcting it
 _FAMILIAR, _LIKELY = 0.28, 8.0  # to count as about some words: cosine, and nats
 _QUOTED = 64  # tokens of an answer from memory
 _VIEW = 2048  # tokens of conversation that the model is shown, at most
@@ -334,20 +334,19 @@ class HybridEngine:
         return [each for each, _ in found], [pair for pair in found if pair[0].slot in slots]
 
     def _without_corrected(self, found: list[Recollection]) -> list[Recollection]:
-        """Of two texts about one thing, of which the newer sounds like a correction, the newer."""
+        """Of two texts about one thing, the newer: where it sounds like a correction, or has as much evidence."""
         addresses = self.memory.addresses[[each.slot for each in found]]
-        if len(found) < 2:
-            return found
         cosines, ring = addresses @ addresses.T, self.addresser.judge(addresses).correcting
         names = [int(self.memory.names[each.slot]) for each in found]
-        return [
-            each
-            for old, each in enumerate(found)
-            if not any(
-                names[new] > names[old] and float(pair_score(cosines[new, old], ring[new])) >= DOUBT
-                for new in range(len(found))
-            )
-        ]
+
+        def outdated(old: int, new: int) -> bool:
+            if names[new] <= names[old] or float(cosines[new, old]) < DOUBT:
+                return False
+            as_much = found[new].evidence >= found[old].evidence - AS_MUCH
+            return bool(ring[new] > 0) or (float(cosines[new, old]) >= ERASE and as_much)
+
+        count = len(found)
+        return [each for old, each in enumerate(found) if not any(outdated(old, new) for new in range(count))]
 
     def _recall(self, question: str, count: int) -> tuple[list[tuple[Recollection, Recalled]], float]:
         """What is near, weighed, best first; and from -1 to 1 whether the question sounds general or private."""

@@ -16,7 +16,7 @@ from itertools import islice
 from torch import Tensor
 
 from memory_titan.hybrid.address import KINDS, Addresser, Looked
-from memory_titan.hybrid.correcting import ERASE, amended, is_elliptical, pair_score
+from memory_titan.hybrid.correcting import ERASE, amended, is_elliptical
 from memory_titan.hybrid.frozen import FrozenModel
 from memory_titan.hybrid.memory import RecollectionMemory
 from memory_titan.hybrid.records import Reading
@@ -122,7 +122,7 @@ class Learner:
             return Reading(text, words, surprise, False, worth, "known" if max(surprise) < 0.5 else reason)
         replaced = []
         for slot, cosine in self.memory.find(address, 0 if everything else 1):
-            if pair_score(cosine, correcting) >= ERASE and max(self.memory.surprise(address, ids).tolist()) >= 0.5:
+            if cosine >= ERASE and correcting > 0 and max(self.memory.surprise(address, ids).tolist()) >= 0.5:
                 replaced.append(self.frozen.decode(self.memory.read(slot).ids).strip())
                 self.memory.forget([slot])
         (surprise,) = self._write(address[None], [ids])

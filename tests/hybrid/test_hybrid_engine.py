@@ -146,7 +146,7 @@ def test_the_model_s_own_surprise(llama):
 def test_long_sentences_are_cut_and_nothing_is_lost(llama, longest):
     engine = build(llama, longest=longest, features=8192)
     text = " and ".join(sentence[:-1] for sentence in SENTENCES)
-    readings = engine.read(text)
+    readings = engine.read(text, everything=True)
     assert " ".join(reading.text for reading in readings) == text
     assert all(1 <= len(reading.tokens) <= longest for reading in readings)
     assert len(readings) <= 3 * len(llama.encode(text)) / longest + 1
