@@ -34,8 +34,9 @@ _EXAMPLES = (
 )
 _SYSTEM = "You are a helpful AI assistant with a memory. Answer each question from what you remember."
 _SO = " So the answer is:"
-# Bonuses in nats: for any recalled token at first, for the next one while quoting, and for ending there.
-_BEGIN, _CONTINUE, _STOP = 2.0, 4.0, 2.0
+# Bonuses in nats: for any recalled token at first, for the next one while quoting, for ending there, and for ending
+# where what was recalled ends.
+_BEGIN, _CONTINUE, _STOP, _END = 2.0, 4.0, 2.0, 10.0
 
 
 def answer_bare(frozen: FrozenModel, question: str, max_tokens: int) -> str:
@@ -80,7 +81,7 @@ class _Quote:
         if self.places:
             following = {self.tokens[place + 1] for place in self.places if place + 1 < len(self.tokens)} - {-1}
             logits[sorted(following)] += _CONTINUE
-            logits[sorted(self.stops)] += _STOP
+            logits[sorted(self.stops)] += _STOP if following else _END
         elif not self.begun:
             logits[sorted(set(self.tokens) - {-1})] += _BEGIN
         return logits

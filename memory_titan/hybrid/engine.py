@@ -37,6 +37,8 @@ _NEAR, _FAR = 3.0, 2  # a second recollection goes along if its evidence is with
 _NEWER = 6.0  # nats behind the best within which a text is looked at for correcting it
 _FAMILIAR, _LIKELY = 0.28, 8.0  # to count as about some words: cosine, and nats
 _QUOTED = 64  # tokens of an answer from memory
+_BRIEF = {"role": "system", "content": "Reply in one short, friendly sentence."}  # to what asks nothing
+_BRIEFLY = 48  # tokens of such a reply
 _VIEW = 2048  # tokens of conversation that the model is shown, at most
 
 
@@ -139,7 +141,8 @@ class HybridEngine:
         """A turn of conversation: learn from what is said, recall, answer; the pieces of the answer as they come.
 
         Where the memory has something to say to a question, the model answers from it; else as it would anyway, from
-        what is in view. Closing the iterator ends the answer there. `self.turn` has all that happened.
+        what is in view; to what asks nothing, in one sentence. Closing the iterator ends the answer there. `self.turn`
+        has all that happened.
 
         Args:
             message: what the user says; long ones are read whole and shown to the model as far as they fit.
@@ -282,7 +285,9 @@ class HybridEngine:
             told = [recalled for _, recalled in used]
             pieces = speak_from(self.frozen, asked, told, min(max_tokens, _QUOTED), said)
         else:
-            pieces = speak(self.frozen, self._view(max_tokens), max_tokens, self._kept, said=said)
+            brief = not asked  # a small model left to itself goes on and on about what it was told
+            most = min(max_tokens, _BRIEFLY) if brief else max_tokens
+            pieces = speak(self.frozen, self._view(most, [_BRIEF] if brief else []), most, self._kept, said=said)
         try:
             for piece in pieces:
                 piece = piece if turn.answer.text else piece.lstrip()
@@ -307,18 +312,18 @@ class HybridEngine:
             asking = [*(parts[first - 1 : first] or before[-1:]), *asking]
         return " ".join(asking)
 
-    def _view(self, max_tokens: int) -> list[int]:
-        """The conversation's last turns, as far as the model takes them."""
+    def _view(self, max_tokens: int, first: list[dict[str, str]]) -> list[int]:
+        """The conversation's last turns, as far as the model takes them, after the messages in `first`."""
         most = getattr(self.frozen.model.config.get_text_config(), "max_position_embeddings", None) or _VIEW
         most = max(16, min(_VIEW, most - max_tokens))
-        while len(ids := self.frozen.prompt(self.context)) > most and len(self.context) > 1:
+        while len(ids := self.frozen.prompt([*first, *self.context])) > most and len(self.context) > 1:
             self.context = self.context[2:] if len(self.context) > 2 else self.context[-1:]
         if len(ids) <= most:
             return ids
         content = self.context[-1]["content"]
         words = self.frozen.encode(content)
         shown = self.frozen.decode(words[-max(1, most - (len(ids) - len(words))) :])
-        return self.frozen.prompt([{"role": "user", "content": shown}])
+        return self.frozen.prompt([*first, {"role": "user", "content": shown}])
 
     def _choose(self, question: str) -> tuple[list[Recollection], list[tuple[Recollection, Recalled]]]:
         """All that was considered, and what is enough to speak from; those are touched."""
