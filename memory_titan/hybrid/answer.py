@@ -10,11 +10,14 @@ to the model (on 60 development facts 59 right answers with the bonus, 56 withou
 
 from __future__ import annotations
 
+from collections.abc import Generator
+
 import torch
 from torch import Tensor
 
 from memory_titan.hybrid.content import Recalled
 from memory_titan.hybrid.frozen import FrozenModel
+from memory_titan.hybrid.speaking import Said, speak
 
 _EXAMPLES = (
     (
@@ -34,43 +37,31 @@ _SO = " So the answer is:"
 _BEGIN, _CONTINUE = 2.0, 4.0  # bonuses in nats: for any recalled token at first, for the next one while quoting
 
 
-@torch.no_grad()
 def answer_bare(frozen: FrozenModel, question: str, max_tokens: int) -> str:
     """What the model says by itself, greedily."""
-    ids = torch.tensor([frozen.encode(frozen.chat([{"role": "user", "content": question}]))], device=frozen.device)
-    pad = frozen.tokenizer.pad_token_id
-    out = frozen.model.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=max_tokens,
-        do_sample=False,
-        num_beams=1,
-        pad_token_id=frozen.first_token if pad is None else pad,
-    )
-    return frozen.decode(out[0, ids.shape[1] :].tolist()).strip()
+    return "".join(speak(frozen, frozen.prompt([{"role": "user", "content": question}]), max_tokens)).strip()
 
 
-@torch.no_grad()
 def answer_from(frozen: FrozenModel, question: str, recalled: list[Recalled], max_tokens: int) -> str:
     """What the model says when it remembers `recalled`, greedily."""
+    return "".join(speak_from(frozen, question, recalled, max_tokens)).strip()
+
+
+def speak_from(
+    frozen: FrozenModel, question: str, recalled: list[Recalled], max_tokens: int, said: Said | None = None
+) -> Generator[str, None, None]:
+    """The pieces of `answer_from`, as they come."""
     embed = frozen.model.get_input_embeddings()
-    head, tail = torch.tensor(frozen.encode(_prompt(frozen, question))), torch.tensor(frozen.encode(_SO))
+    head, tail = (torch.tensor(ids, device=frozen.device) for ids in (_prompt(frozen, question), frozen.encode(_SO)))
     soft = [each.soft.to(frozen.embeddings) for each in recalled]
-    inputs = torch.cat([embed(head.to(frozen.device)), *soft, embed(tail.to(frozen.device))])[None]
-    quote = _Quote([each.ids for each in recalled], _stops(frozen))
-    output = frozen.model(inputs_embeds=inputs, use_cache=True)
-    said: list[int] = []
-    while len(said) < max_tokens:
-        token = int(quote.favour(output.logits[0, -1].float().cpu()).argmax())
-        if token in quote.stops:
-            break
-        said.append(token)
-        quote.follow(token)
-        if "\n" in frozen.tokenizer.decode([token]) and frozen.decode(said).strip():
-            break
-        following = torch.tensor([[token]], device=frozen.device)
-        output = frozen.model(input_ids=following, past_key_values=output.past_key_values, use_cache=True)
-    return frozen.decode(said).strip()
+    with torch.no_grad():
+        inputs = torch.cat([embed(head), *soft, embed(tail)])
+    vote = _Quote([each.ids for each in recalled], frozen.stops)
+
+    def line_ended(said: list[int]) -> bool:
+        return "\n" in frozen.tokenizer.decode(said[-1:]) and bool(frozen.decode(said).strip())
+
+    return speak(frozen, inputs, max_tokens, vote=vote, done=line_ended, said=said)
 
 
 class _Quote:
@@ -82,7 +73,9 @@ class _Quote:
         self.places: list[int] = []
         self.begun = False
 
-    def favour(self, logits: Tensor) -> Tensor:
+    def __call__(self, said: list[int], logits: Tensor) -> Tensor:
+        if said:
+            self._follow(said[-1])
         if self.places:
             following = {self.tokens[place + 1] for place in self.places if place + 1 < len(self.tokens)} - {-1}
             logits[sorted(following | self.stops)] += _CONTINUE
@@ -90,27 +83,16 @@ class _Quote:
             logits[sorted(set(self.tokens) - {-1})] += _BEGIN
         return logits
 
-    def follow(self, token: int) -> None:
+    def _follow(self, token: int) -> None:
         going_on = [place + 1 for place in self.places if self.tokens[place + 1] == token]
         self.places = going_on or [place for place, each in enumerate(self.tokens) if each == token]
         self.begun = self.begun or bool(self.places)
 
 
-def _prompt(frozen: FrozenModel, question: str) -> str:
+def _prompt(frozen: FrozenModel, question: str) -> list[int]:
     messages = [{"role": "system", "content": _SYSTEM}]
     for asked, fact, reply in _EXAMPLES:
         messages.append({"role": "user", "content": asked})
         messages.append({"role": "assistant", "content": f"I remember: {fact}{_SO} {reply}"})
     messages.append({"role": "user", "content": question})
-    try:
-        text = frozen.chat(messages)
-    except Exception:  # templates that know no system turn raise errors of their own (Gemma's a jinja2.TemplateError)
-        text = frozen.chat(messages[1:])
-    return f"{text}I remember:" if text.endswith(("\n", " ")) else f"{text} I remember:"
-
-
-def _stops(frozen: FrozenModel) -> set[int]:
-    ends = frozen.model.generation_config.eos_token_id
-    ends = [ends] if isinstance(ends, int) else list(ends or [])
-    own = frozen.tokenizer.eos_token_id
-    return {*ends, *([] if own is None else [own])}
+    return frozen.prompt(messages, "I remember:")

@@ -71,11 +71,11 @@ class Content:
         faint it is.
         """
         keys = torch.cat([self._keys(name, length) for name, length in zip(names, lengths, strict=True)]).double()
-        said = keys @ self.weights.double()
-        gram = keys @ keys.T
-        rest = (self.weights.double() - keys.T @ torch.linalg.solve(gram, said)).float()
+        rows = keys.any(0).nonzero()[:, 0]
+        keys, weights = keys[:, rows], self.weights[rows].double()
+        rest = weights - keys.T @ torch.linalg.solve(keys @ keys.T, keys @ weights)
         # What is left of them is rounding, and the nearest code could read even that: round it to what a file holds.
-        self.weights = rest.half().float()
+        self.weights = self.weights.index_copy(0, rows, rest.half().float())
 
     def surprise(self, name: int, tokens: list[int], strength: float) -> Tensor:
         """`[T]`, |M(k) - v|^2 / |v|^2 of the tokens at a slot that holds content of this strength; 0: all known."""
@@ -93,21 +93,27 @@ class Content:
         return Recalled(ids[:, 0].tolist(), soft, float(clarity))
 
     def _read(self, name: int, length: int) -> Tensor:
-        return self._signs(name, length) * (self._keys(name, length) @ self.weights)
+        chosen = self._active(name, length)
+        again = (chosen[:, :, None] == chosen[:, None]).tril(-1).any(-1)  # a feature twice in a key counts once
+        return self._signs(name, length) * _HEIGHT * (self.weights[chosen] * ~again[..., None]).sum(1)
 
     def _update(self, keys: Tensor, values: Tensor, step: float) -> None:
+        rows = keys.any(0).nonzero()[:, 0]  # the others' keys are zero: nothing is read there, and nothing written
         none = torch.zeros(1, 1, len(keys))
         rule = Rule(chunk_size=len(keys))  # one chunk, whose end forms the weights
-        state = FastWeights.start((self.weights[None, None],), False, rule)
+        state = FastWeights.start((self.weights[rows][None, None],), False, rule)
         gates = Gates(step=none + step, log_keep=none)
-        _, _, state = chunk_memory(None, keys[None, None], values[None, None], gates, state, rule)
-        self.weights = state.weights[0][0, 0]
+        _, _, state = chunk_memory(None, keys[None, None, :, rows], values[None, None], gates, state, rule)
+        self.weights = self.weights.index_copy(0, rows, state.weights[0][0, 0])
+
+    def _active(self, name: int, length: int) -> Tensor:
+        """`[length, K]`, int64: the features of each position's key; one may stand there twice."""
+        places = np.arange(length * _ACTIVE, dtype=np.uint64) + np.uint64((name << 20) & 0xFFFFFFFFFFFFFFFF)
+        return torch.from_numpy((_hash(places) % np.uint64(self.features)).astype(np.int64)).view(length, _ACTIVE)
 
     def _keys(self, name: int, length: int) -> Tensor:
         """`[length, features]`: K features at each position, each of value `_HEIGHT`."""
-        places = np.arange(length * _ACTIVE, dtype=np.uint64) + np.uint64((name << 20) & 0xFFFFFFFFFFFFFFFF)
-        chosen = torch.from_numpy((_hash(places) % np.uint64(self.features)).astype(np.int64)).view(length, _ACTIVE)
-        return torch.zeros(length, self.features).scatter_(1, chosen, _HEIGHT)
+        return torch.zeros(length, self.features).scatter_(1, self._active(name, length), _HEIGHT)
 
     def _signs(self, name: int, length: int) -> Tensor:
         """`[length, width]`, +-1: each place's own, so that a frequent token's traces do not add up to a habit."""

@@ -2,10 +2,11 @@
 
     evidence = log p(question | recollection) - log p(question)
              - 1/2 (the same for sentences that have nothing to do with it, if they help)
-             + 1/4 (log p(recollection | question) - log p(recollection))          in nats
+             + 1/4 (log p(recollection | question) - log p(recollection))
+             + 40 (cosine of the addresses)                                        in nats
 
-The first and the last estimate the same pointwise mutual information; the dearer last is asked only of the best few.
-The middle takes off what any sentence would do for the question ("How are you today?" is likelier after whatever is
+The first two logs and the last two estimate the same pointwise mutual information; the dearer second is asked only of
+the best few. The middle takes off what any sentence would do for the question ("How are you today?" is likelier after whatever is
 said). Evidence ranks what the addresses found, and it is the gate: under the threshold the memory stays silent, and the
 prompt is the bare model's own.
 """
@@ -14,7 +15,8 @@ from __future__ import annotations
 
 from memory_titan.hybrid.frozen import FrozenModel
 
-_BACKWARD, _CONTROL = 0.25, 0.5  # weights of the last part and of the middle
+_BACKWARD, _CONTROL = 0.25, 0.5  # weights of the recollection's part and of the control
+_NEAR = 40.0  # nats for a cosine of 1
 _BEST = 3  # recollections of which the last part is asked
 _NOTHING = "Hello."  # a question that says nothing, to compare with
 _UNRELATED = (
@@ -24,10 +26,10 @@ _UNRELATED = (
 )
 
 
-def weigh(frozen: FrozenModel, question: str, recollections: list[list[int]]) -> list[float]:
-    """The evidence of each recollection (token ids) for a question, in nats; comparable among the best three.
+def weigh(frozen: FrozenModel, question: str, recollections: list[list[int]], cosines: list[float]) -> list[float]:
+    """The evidence of each recollection (token ids, and the cosine of its address) for a question, in nats.
 
-    Those that drop out after the first half keep that half alone.
+    Comparable among the best three; those that drop out after the first half keep that half alone.
     """
     if not recollections:
         return []
@@ -37,7 +39,8 @@ def weigh(frozen: FrozenModel, question: str, recollections: list[list[int]]) ->
     contexts = [[*opening, *ids, *newline] for ids in [*recollections, *controls]] + [opening]
     *forward, alone = [float(each.sum()) for each in frozen.log_likelihood(contexts, [asked] * len(contexts))]
     control = sum(forward[len(recollections) :]) / len(controls) - alone
-    scores = [each - alone - _CONTROL * max(0.0, control) for each in forward[: len(recollections)]]
+    taken = alone + _CONTROL * max(0.0, control)
+    scores = [each - taken + _NEAR * near for each, near in zip(forward[: len(cosines)], cosines, strict=True)]
     best = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)[:_BEST]
     texts = [recollections[index] for index in best]
     unasked = [*opening, *frozen.encode(_NOTHING), *closing]

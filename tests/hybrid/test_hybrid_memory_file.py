@@ -11,7 +11,7 @@ from memory_titan.hybrid.memory import load_header
 from memory_titan.memory.files import MemoryFileError, load_tensors, save_tensors
 from test_hybrid_memory import LENGTH, build, held, load, texts
 
-TENSORS = ("names", "lengths", "touched", "surprises", "addresses", "weights")
+TENSORS = ("names", "lengths", "touched", "surprises", "addresses", "weights", "addresses_scale", "weights_scale")
 
 
 @pytest.fixture
@@ -70,7 +70,9 @@ def test_it_goes_on_after_loading_as_without(tmp_path):
         paused = load(tmp_path / "x.mem")
     assert held(paused) == held(straight) == said
     assert paused.counts == straight.counts
-    torch.testing.assert_close(paused.content.weights, straight.content.weights, rtol=0.01, atol=1e-5)
+    # A file holds the weights in steps of a 127th of the largest of a row; here they were rounded four times.
+    steps = straight.content.weights.abs().amax(-1, keepdim=True) / 127
+    assert ((paused.content.weights - straight.content.weights).abs() <= 4 * steps + 1e-6).all()
 
 
 def test_its_size_is_the_same_whatever_was_written(tmp_path):

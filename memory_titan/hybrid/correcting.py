@@ -1,0 +1,120 @@
+"""Corrections: which earlier text a text corrects, and what stands after "no wait, it moved to Friday".
+
+A text that corrects is close to what it corrects, and has the ring of a correction:
+
+    cosine of the addresses + 0.02 (log odds that it is one)    from 0.60 on: what it corrects is erased
+                                                                from 0.50 on: both are kept, the newer is believed
+
+One that is too short to say what it is about ("sorry, Friday I mean") goes with what was written just before. Some words
+of the one take the place of some of the other: those that the frozen model finds to fit best, among spans alike in kind.
+"""
+
+from __future__ import annotations
+
+import re
+from itertools import combinations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from memory_titan.hybrid.frozen import FrozenModel
+
+ERASE, DOUBT = 0.60, 0.50
+_RING = 0.02
+_SHORT = 14  # words of a correction that does not say what it corrects
+_ALIKE, _LENGTH, _KIND, _LATE = 15.0, 1.0, 3.0, 4.0  # nats: for the cosine of two spans, a word more or less, ...
+_TRIED = 32  # replacements that the model is asked about
+_SPAN = 4  # words
+_BEGINS = re.compile(
+    r"^\W*(no|nope|not|sorry|wait|oh|ah|eh|argh|oops|ouch|hang on|hold on|actually|correction|rather|or rather|"
+    r"i mean|i meant|make that|scratch that|my mistake|my bad|i take that back)\b|\b(i mean|i meant|rather|sorry)\W*$",
+    re.IGNORECASE,
+)
+_EMPTY = frozenset(  # words that a value does not begin or end with
+    re.findall(
+        r"\S+",
+        """a ah again always an and are argh at be been called checked correction eh for full gone hang has he he's hold i
+        i've in is it it's its just looked make mean meant mistake my no nope not now of off oh on one only oops or other
+        rather read said says she she's sorry texted that that's the them they they're this those to up wait was we were
+        what wrong you""",
+    )
+)
+_MARKS = ".,;:!?\"'()"
+
+
+def pair_score(cosine: float | Tensor, correcting: float | Tensor) -> float | Tensor:
+    """How likely a text corrects another, by their cosine and its log odds of being a correction at all."""
+    return cosine + _RING * correcting
+
+
+def is_elliptical(text: str) -> bool:
+    """Whether a text corrects without saying what: short, and beginning or ending as one puts oneself right."""
+    return len(text.split()) <= _SHORT and bool(_BEGINS.search(text.strip()))
+
+
+@torch.no_grad()
+def amended(frozen: FrozenModel, old: str, correction: str) -> str | None:
+    """The old text with what an elliptical correction changes in it; None if nothing fits.
+
+    Every span of at most four words that is new in the correction is tried in the place of every such span of the old
+    text. Score of a replacement, in nats: log p of the text that results, less that of what was not replaced, and how
+    alike the two spans are (embeddings, digits, capitals, length).
+    """
+    words, said = old.split(), correction.split()
+    known = {_bare(word) for word in words}
+    fresh = [
+        said[a:b]
+        for a, b in _spans(said)
+        if not _empty(said[a]) and not _empty(said[b - 1]) and not any(_bare(word) in known for word in said[a:b])
+    ]
+    places = [(a, b) for a, b in _spans(words) if not _empty(words[b - 1]) and not _empty(words[a])]
+    table = frozen.embeddings.float()
+    centre = table.mean(0)
+
+    def meaning(span: list[str]) -> Tensor:
+        ids = frozen.encode(" " + " ".join(span).rstrip(_MARKS))
+        return F.normalize((table[ids] - centre).mean(0), dim=-1)
+
+    olds = {place: meaning(words[slice(*place)]) for place in places}
+    tried: list[tuple[float, tuple[int, int], str]] = []
+    for span in fresh:
+        own = meaning(span)
+        for a, b in places:
+            tail = words[b - 1][len(words[b - 1].rstrip(_MARKS)) :]
+            text = " ".join([*words[:a], *span[:-1], span[-1].rstrip(_MARKS) + tail, *words[b:]])
+            alike = _ALIKE * float(own @ olds[a, b]) - _LENGTH * abs((b - a) - len(span)) + _LATE * a / len(words)
+            tried.append((alike + _kinds(span, words[a:b], a == 0), (a, b), text))
+    if not tried:
+        return None
+    tried = sorted(tried, reverse=True)[:_TRIED]
+    ids = [frozen.encode(f" {text}") for text in [old, *(text for _, _, text in tried)]]
+    before, *after = frozen.log_likelihood([[frozen.first_token]] * len(ids), ids)
+    starts = [len(frozen.encode(" " + " ".join(words[:count]))) if count else 0 for count in range(len(words) + 1)]
+    scores = [
+        alike + float(scores.sum()) + float(before[starts[a] : starts[b]].sum())
+        for (alike, (a, b), _), scores in zip(tried, after, strict=True)
+    ]
+    return tried[max(range(len(scores)), key=scores.__getitem__)][2]
+
+
+def _spans(words: list[str]) -> list[tuple[int, int]]:
+    """Stretches of up to four words with no mark inside."""
+    pairs = combinations(range(len(words) + 1), 2)
+    return [(a, b) for a, b in pairs if b - a <= _SPAN and not any(word[-1] in _MARKS for word in words[a : b - 1])]
+
+
+def _kinds(new: list[str], old: list[str], first: bool) -> float:
+    digits = [any(letter.isdigit() for word in span for letter in word) for span in (new, old)]
+    capital = any(word[:1].isupper() for word in new)
+    was = any(word[:1].isupper() for place, word in enumerate(old) if not (first and place == 0))
+    score = 2 * _KIND * (1 if all(digits) else -1 if any(digits) else 0)
+    return score + (_KIND if capital and was else -_KIND if capital != was else 0.0)
+
+
+def _bare(word: str) -> str:
+    return word.strip(_MARKS).lower()
+
+
+def _empty(word: str) -> bool:
+    return _bare(word) in _EMPTY or not _bare(word)
