@@ -247,7 +247,7 @@ def traces(data: bytes, frozen: FrozenModel) -> list[str]:
 
 def _read(engine: HybridEngine, console: Console, what: str) -> list[Reading]:
     texts = list(sentences(NOTES))
-    return list(track(engine.read_stream(texts), what, total=len(texts), console=console))
+    return list(track(engine.read_stream(texts, everything=True), what, total=len(texts), console=console))
 
 
 def _readings(first: list[Reading], second: list[Reading]) -> Table:

@@ -15,7 +15,7 @@ except ImportError as error:
 GRACE = 30  # seconds for requests at work when the service is told to stop
 
 
-def run_service(app: Any, host: str, port: int, on_listening: Callable[[str], object]) -> None:
+def run_service(app: Any, host: str, port: int, on_listening: Callable[[str], object], ws: Any = "none") -> None:
     """Serve an ASGI application until SIGTERM or SIGINT; then finish what is at work, close, and return.
 
     Args:
@@ -23,6 +23,7 @@ def run_service(app: Any, host: str, port: int, on_listening: Callable[[str], ob
         host: name or address to listen on.
         port: 0 takes a free one.
         on_listening: called with the address, as a URL, once connections are taken.
+        ws: uvicorn's, for websockets.
 
     Raises:
         OSError: it cannot listen there.
@@ -30,7 +31,7 @@ def run_service(app: Any, host: str, port: int, on_listening: Callable[[str], ob
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, port), family=family, backlog=1024) as listening:
         config = uvicorn.Config(
-            app, log_level="warning", access_log=False, server_header=False, proxy_headers=False, ws="none",
+            app, log_level="warning", access_log=False, server_header=False, proxy_headers=False, ws=ws,
             lifespan="on", timeout_graceful_shutdown=GRACE,
         )  # fmt: skip
         server = uvicorn.Server(config)

@@ -31,6 +31,7 @@ from memory_titan.cli.common import Refusal, plainly, steps
 from memory_titan.cli.data import data
 from memory_titan.cli.data_suites import babilong_data, lm_eval_data, ruler_data
 from memory_titan.cli.diagnose import diagnose
+from memory_titan.cli.evaluate_hybrid import hybrid
 from memory_titan.cli.evaluate_lm import hashhop, lm, mqar, niah
 from memory_titan.cli.evaluate_mag import code, needle
 from memory_titan.cli.evaluate_store import evaluate_store
@@ -119,7 +120,7 @@ def remember(text: Path, path: Path, model: str, slots: int | None, quiet: bool)
                     yield piece
                     progress.advance(task, len(piece))
 
-            for reading in engine.read_stream(sentences(pieces())):
+            for reading in engine.read_stream(sentences(pieces()), everything=True):
                 count, written = count + 1, written + reading.written
                 progress.update(task, count=count)
                 if count % _SAVE_EVERY == 0:
@@ -366,6 +367,7 @@ main.add_command(diagnose)
 main.add_command(serve)
 main.add_command(mcp)
 evaluate.add_command(answers)
+evaluate.add_command(hybrid)
 evaluate.add_command(needle)
 evaluate.add_command(code)
 evaluate.add_command(evaluate_store)

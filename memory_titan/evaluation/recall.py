@@ -144,7 +144,7 @@ def evaluate_recall(
         path = Path(folder) / "recall.mem"
         engine = HybridEngine(frozen, path)
         started, count = time.perf_counter(), 0
-        for _ in engine.read_stream(texts):
+        for _ in engine.read_stream(texts, everything=True):
             count += 1
             on_step("reading")
         seconds_reading = time.perf_counter() - started

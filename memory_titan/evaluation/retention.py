@@ -54,12 +54,12 @@ def evaluate_retention(
 ) -> list[Mark]:
     """Read the facts, then the text; measure at each mark that the text reaches."""
     engine = HybridEngine(frozen)
-    list(engine.read_stream([item.fact for item in items]))
+    list(engine.read_stream([item.fact for item in items], everything=True))
     wanted = [(engine.encode(item.fact), engine.addresser([engine.encode(item.question)])[0]) for item in items]
     stream, done, results = sentences(text), 0, []
     for mark in sorted(marks):
         started, before = time.perf_counter(), done
-        done += sum(1 for _ in engine.read_stream(islice(stream, max(0, mark - done))))
+        done += sum(1 for _ in engine.read_stream(islice(stream, max(0, mark - done)), everything=True))
         if done < mark and done == before:
             break
         pace = 1000 * (time.perf_counter() - started) / max(1, done - before)

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from memory_titan import __version__
+from memory_titan.evaluation.finished import Finished
 from memory_titan.experiments import slot_lives
-from memory_titan.experiments.finished import Finished
 from memory_titan.experiments.forgetting_report import report
 from memory_titan.experiments.slot_page import slot_page
 from memory_titan.experiments.training import fit

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from memory_titan.experiments.markdown import table
+from memory_titan.evaluation.markdown import table
 from memory_titan.experiments.slot_page import write_slot_page
 from memory_titan.tasks.forgetting import KINDS, ROLES
 

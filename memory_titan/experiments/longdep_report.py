@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from memory_titan.experiments.markdown import mean, spread, table, write_report
+from memory_titan.evaluation.markdown import mean, spread, table, write_report
 from memory_titan.experiments.slot_page import write_slot_page
 from memory_titan.viz.plotting import STYLES
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from memory_titan.experiments.markdown import mean, spread, table, write_report
+from memory_titan.evaluation.markdown import mean, spread, table, write_report
 from memory_titan.viz.plotting import STYLES, pyplot
 
 Run = dict[str, Any]

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from memory_titan import __version__
+from memory_titan.evaluation.finished import Finished
 from memory_titan.evaluation.language import ask_streams
-from memory_titan.experiments.finished import Finished
 from memory_titan.experiments.needles_report import report
 from memory_titan.experiments.training import fit
 from memory_titan.memory.neural.layer import NeuralMemory

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from memory_titan import __version__
+from memory_titan.evaluation.finished import Finished
 from memory_titan.evaluation.language_text import Text, bits_per_byte
-from memory_titan.experiments.finished import Finished
 from memory_titan.experiments.text_report import report
 from memory_titan.models import MemoryLanguageModel, parameter_count, width_of_size
 from memory_titan.training.lm import train

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from memory_titan.experiments.markdown import mean, spread, table, write_report
+from memory_titan.evaluation.markdown import mean, spread, table, write_report
 from memory_titan.viz.plotting import STYLES
 
 

@@ -5,8 +5,8 @@ A text that corrects is close to what it corrects, and has the ring of a correct
     cosine of the addresses + 0.02 (log odds that it is one)    from 0.60 on: what it corrects is erased
                                                                 from 0.50 on: both are kept, the newer is believed
 
-One that is too short to say what it is about ("sorry, Friday I mean") goes with what was written just before. Some words
-of the one take the place of some of the other: those that the frozen model finds to fit best, among spans alike in kind.
+One that is too short to say what it is about ("sorry, Friday I mean") goes with what was written just before. Some
+words of the one take the place of some of the other: those that the frozen model finds to fit best, among spans alike.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ _SHORT = 14  # words of a correction that does not say what it corrects
 _ALIKE, _LENGTH, _KIND, _LATE = 15.0, 1.0, 3.0, 4.0  # nats: for the cosine of two spans, a word more or less, ...
 _TRIED = 32  # replacements that the model is asked about
 _SPAN = 4  # words
+_SENSE = 15.0  # nats that the amended text may be less likely than the old one
 _BEGINS = re.compile(
     r"^\W*(no|nope|not|sorry|wait|oh|ah|eh|argh|oops|ouch|hang on|hold on|actually|correction|rather|or rather|"
     r"i mean|i meant|make that|scratch that|my mistake|my bad|i take that back)\b|\b(i mean|i meant|rather|sorry)\W*$",
@@ -34,10 +35,10 @@ _BEGINS = re.compile(
 _EMPTY = frozenset(  # words that a value does not begin or end with
     re.findall(
         r"\S+",
-        """a ah again always an and are argh at be been called checked correction eh for full gone hang has he he's hold i
-        i've in is it it's its just looked make mean meant mistake my no nope not now of off oh on one only oops or other
-        rather read said says she she's sorry texted that that's the them they they're this those to up wait was we were
-        what wrong you""",
+        """a ah again always an and are argh at be been called checked correction eh for full gone hang has he he's hold
+        i i've in is it it's its just looked make mean meant mistake my no nope not now of off oh on one only oops or
+        other rather read said says she she's sorry texted that that's the them they they're this those to up wait was we
+        were what wrong you""",
     )
 )
 _MARKS = ".,;:!?\"'()"
@@ -55,7 +56,7 @@ def is_elliptical(text: str) -> bool:
 
 @torch.no_grad()
 def amended(frozen: FrozenModel, old: str, correction: str) -> str | None:
-    """The old text with what an elliptical correction changes in it; None if nothing fits.
+    """The old text with what an elliptical correction changes in it; None if nothing fits, or makes no sense.
 
     Every span of at most four words that is new in the correction is tried in the place of every such span of the old
     text. Score of a replacement, in nats: log p of the text that results, less that of what was not replaced, and how
@@ -95,7 +96,8 @@ def amended(frozen: FrozenModel, old: str, correction: str) -> str | None:
         alike + float(scores.sum()) + float(before[starts[a] : starts[b]].sum())
         for (alike, (a, b), _), scores in zip(tried, after, strict=True)
     ]
-    return tried[max(range(len(scores)), key=scores.__getitem__)][2]
+    best = max(range(len(scores)), key=scores.__getitem__)
+    return tried[best][2] if float(after[best].sum()) >= float(before.sum()) - _SENSE else None
 
 
 def _spans(words: list[str]) -> list[tuple[int, int]]:

@@ -30,9 +30,9 @@ from memory_titan.hybrid.speaking import Kept, Said, speak
 
 __all__ = ["THRESHOLD", "Answer", "Capacity", "HybridEngine", "Reading", "Recollection", "Turn"]
 
-THRESHOLD = 20.0  # nats of evidence from which the memory speaks (docs/log.md)
+THRESHOLD = 10.0  # nats of evidence from which the memory speaks (docs/log.md)
 CANDIDATES = 8  # recollections that are read and weighed a question
-_PRIVATE = 6.0  # nats: how much less evidence a question that sounds private needs, and more a general one
+_PRIVATE = 5.0  # nats: how much less evidence a question that sounds private needs, and more a general one
 _NEAR, _FAR = 3.0, 2  # a second recollection goes along if its evidence is within 3 nats of the first's; 2 at most
 _NEWER = 6.0  # nats that an older text may be ahead of the one that seems to correct it
 _FAMILIAR, _LIKELY = 0.28, 8.0  # to count as about some words: cosine, and nats
@@ -117,7 +117,8 @@ class HybridEngine:
 
         Args:
             text: what to read.
-            everything: write what looks like small talk or a question too.
+            everything: write all that is new, as a document is read: small talk and questions too, each sentence by
+                itself, and none taken for a correction of what was read before.
         """
         return list(self.read_stream(sentences(text), everything))
 

@@ -6,9 +6,9 @@
              + 40 (cosine of the addresses)                                        in nats
 
 The first two logs and the last two estimate the same pointwise mutual information; the dearer second is asked only of
-the best few. The middle takes off what any sentence would do for the question ("How are you today?" is likelier after whatever is
-said). Evidence ranks what the addresses found, and it is the gate: under the threshold the memory stays silent, and the
-prompt is the bare model's own.
+the best few. The middle takes off what any sentence would do for the question ("How are you today?" is likelier after
+whatever is said). Evidence ranks what the addresses found, and it is the gate: under the threshold the memory stays
+silent, and the prompt is the bare model's own.
 """
 
 from __future__ import annotations

@@ -56,10 +56,11 @@ class Learner:
 
         Args:
             stream: sentences.
-            everything: write what looks like small talk or a question too.
+            everything: write all that is new, as a document is read: small talk and questions too, each sentence by
+                itself, and none taken for a correction of what was read before.
         """
         self.calls += 1
-        texts = (piece for text in self._joined(stream) for piece in self.fit(text))
+        texts = (piece for text in (stream if everything else self._joined(stream)) for piece in self.fit(text))
         while batch := list(islice(texts, _BATCH)):
             ids = [self.encode(text) for text in batch]
             looked = self.addresser.look(ids)
@@ -105,7 +106,8 @@ class Learner:
         worth, correcting = float(kinds[0]), float(looked.correcting[index])
         words = [self.frozen.tokenizer.decode([token]) for token in ids]
         before = self._just_now()
-        if before is not None and correcting > 0 and is_elliptical(text) and "?" not in text:
+        putting_right = worth >= self.keep and correcting > 0 and "?" not in text and is_elliptical(text)
+        if before is not None and putting_right and not everything:
             old = self.frozen.decode(self.memory.read(before).ids).strip()
             new = amended(self.frozen, old, text)
             if new is not None and new != old:
@@ -119,7 +121,7 @@ class Learner:
             reason = "question" if kinds[2:].sum() > kinds[KINDS.index("small talk")] else "small talk"
             return Reading(text, words, surprise, False, worth, "known" if max(surprise) < 0.5 else reason)
         replaced = []
-        for slot, cosine in self.memory.find(address, 1):
+        for slot, cosine in self.memory.find(address, 0 if everything else 1):
             if pair_score(cosine, correcting) >= ERASE and max(self.memory.surprise(address, ids).tolist()) >= 0.5:
                 replaced.append(self.frozen.decode(self.memory.read(slot).ids).strip())
                 self.memory.forget([slot])

@@ -110,21 +110,19 @@ def speak(
         stop = halt.is_set() or (done is not None and done(spoken))
         return torch.full((len(ids),), stop, device=ids.device)
 
-    cache = None if kept is None or soft else kept.matching(list(prompt))
+    cache = None if kept is None or isinstance(prompt, Tensor) else kept.matching(prompt)
     cache = DynamicCache(config=frozen.model.config) if cache is None else cache
-    if soft:
+    if isinstance(prompt, Tensor):
         given = {"inputs_embeds": prompt[None].to(frozen.device)}
-        length = len(prompt)
     else:
         given = {"input_ids": torch.tensor([prompt], device=frozen.device)}
-        length = len(prompt)
     pad = frozen.tokenizer.pad_token_id
 
     def work() -> None:
         try:
             frozen.model.generate(
                 **given,
-                attention_mask=torch.ones(1, length, dtype=torch.long, device=frozen.device),
+                attention_mask=torch.ones(1, len(prompt), dtype=torch.long, device=frozen.device),
                 past_key_values=cache,
                 max_new_tokens=max_tokens,
                 do_sample=False,
@@ -158,5 +156,5 @@ def speak(
     finally:
         halt.set()
         worker.join()
-        if kept is not None and not soft:
+        if kept is not None and not isinstance(prompt, Tensor):
             kept.cache, kept.ids = cache, [*prompt, *spoken][: cache.get_seq_length()]

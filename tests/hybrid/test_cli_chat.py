@@ -40,7 +40,7 @@ def test_turns_are_read_in_the_chat_format(folder):
     talk(folder, ["The ferry leaves at six.", "When?", "/bye"], "--session", str(path))
     frozen, model, session = read(folder, path)
     before, after = frozen.user_turn
-    turns = [frozen.encode(frozen.chat([{"role": "user", "content": "The ferry leaves at six."}])),
+    turns = [frozen.prompt([{"role": "user", "content": "The ferry leaves at six."}]),
              before[1:] + frozen.encode("When?") + after]  # fmt: skip
     expected = model.new_session()
     for turn in turns:

@@ -57,7 +57,7 @@ def file(frozen, weights, tmp_path_factory):
     ordinary = ORDINARY.splitlines()
     parts = ["\n".join(ordinary[:3]), FACTS[0][0], "\n".join(ordinary[3:6]), FACTS[1][0], FACTS[2][0]]
     engine = HybridEngine(frozen, path)
-    readings = engine.read("\n\n".join([*parts, "\n".join(ordinary[6:])]))
+    readings = engine.read("\n\n".join([*parts, "\n".join(ordinary[6:])]), everything=True)
     assert len(readings) == 23
     assert all(reading.written for reading in readings)
     engine.save()
@@ -91,7 +91,7 @@ def test_a_general_question_gets_the_bare_answer(engine, question):
 
 def test_reading_a_second_time_writes_nothing(engine):
     before = engine.memory.content.weights.clone()
-    readings = engine.read("\n\n".join([*(fact for fact, _, _ in FACTS), ORDINARY]))
+    readings = engine.read("\n\n".join([*(fact for fact, _, _ in FACTS), ORDINARY]), everything=True)
     assert [reading.text for reading in readings if reading.written] == []
     assert torch.equal(engine.memory.content.weights, before)
 

@@ -19,7 +19,7 @@ FACTS = (
     "The ferry to Brindlemoor leaves at twenty to six.",
 )
 ORDINARY = (
-    "He would rather lose money than break a promise.",
+    "Nobody would rather lose money than break a promise.",
     "Copper is a soft metal that conducts electricity very well.",
     "The bakery on the corner sells out of rye bread by noon.",
 )

@@ -1,4 +1,4 @@
-"""Finished jobs of an experiment in a file, so that it goes on where it was stopped."""
+"""Finished jobs of a long run in a file, so that it goes on where it was stopped."""
 
 from __future__ import annotations
 
