@@ -18,7 +18,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constrain
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo mag test slow lint format evaluate constraints clean
+.PHONY: help setup demo mag test slow lint format notebooks evaluate constraints clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -67,6 +67,9 @@ lint: $(STAMP) ## ruff and mypy
 format: $(STAMP) ## format, and mend what ruff can mend
 	@$(BIN)/ruff format -q
 	@$(BIN)/ruff check -q --output-format=concise --fix
+
+notebooks: $(STAMP) ## run the four notebooks and keep what they show (some minutes)
+	@$(BIN)/python runs/notebooks.py
 
 evaluate: $(STAMP) ## recall of facts by a frozen model, the evaluation the docs quote
 	@$(BIN)/memory-titan evaluate recall
