@@ -104,7 +104,7 @@ def test_a_life(tmp_path):
     assert memory.read_bytes() == before
 
     header = json.loads(run("inspect", memory, "--json").stdout)["header"]
-    assert header["version"] == 1 and header["counts"]["written"] == 2 and header["model"]["name"] == "smollm2"
+    assert header["version"] == 2 and header["counts"]["written"] == 2 and header["model"]["name"] == "smollm2"
     assert "2 of 2048" in run("inspect", memory).output
 
     result = run("forget", "the meeting with Lumora", "--memory", memory, "--yes")

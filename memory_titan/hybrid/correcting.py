@@ -22,14 +22,19 @@ from memory_titan.hybrid.frozen import FrozenModel
 
 ERASE, DOUBT = 0.55, 0.50  # cosines
 AS_MUCH = 2.0  # nats of evidence by which an older text of nearly the same words may lead and yet be the old one
-_SHORT = 14  # words of a correction that does not say what it corrects
+_SHORT = 10  # words of a correction that does not say what it corrects
 _ALIKE, _LENGTH, _KIND, _LATE = 15.0, 1.0, 3.0, 4.0  # nats: for the cosine of two spans, a word more or less, ...
 _TRIED = 32  # replacements that the model is asked about
 _SPAN = 4  # words
 _SENSE = 15.0  # nats that the amended text may be less likely than the old one
-_BEGINS = re.compile(
-    r"^\W*(no|nope|not|sorry|wait|oh|ah|eh|argh|oops|ouch|hang on|hold on|actually|correction|rather|or rather|"
-    r"i mean|i meant|make that|scratch that|my mistake|my bad|i take that back)\b|\b(i mean|i meant|rather|sorry)\W*$",
+_PLAINLY = re.compile(  # how one puts oneself right
+    r"^\W*(no,? wait|wait,? no|wait|sorry,|hang on|hold on|correction|make that|scratch that|i mean|i meant|my mistake|"
+    r"my bad|oops|argh|nope,|or rather|oh,? hold on)(?! to hear)(?!\w)|\b(i mean|i meant)\W*$",
+    re.IGNORECASE,
+)
+_PERHAPS = re.compile(  # and how one says other things too
+    r"^\W*(no,|nope|not|oh,? (no|sorry)|ah,? no|eh,|ah,|actually|rather)(?! (way|problem|idea|thanks|worries))(?!\w)|"
+    r"\brather\b",
     re.IGNORECASE,
 )
 _EMPTY = frozenset(  # words that a value does not begin or end with
@@ -44,9 +49,17 @@ _EMPTY = frozenset(  # words that a value does not begin or end with
 _MARKS = ".,;:!?\"'()"
 
 
-def is_elliptical(text: str) -> bool:
-    """Whether a text corrects without saying what: short, and beginning or ending as one puts oneself right."""
-    return len(text.split()) <= _SHORT and bool(_BEGINS.search(text.strip()))
+def is_elliptical(text: str, worth: float = 1.0, keep: float = 0.3) -> bool:
+    """Whether a text corrects without saying what: short, and beginning or ending as one puts oneself right.
+
+    Args:
+        text: one text.
+        worth: the odds that it is worth keeping: less is asked where its words leave no doubt.
+        keep: the odds asked of the others.
+    """
+    if len(text.split()) > _SHORT or "?" in text:
+        return False
+    return bool(_PLAINLY.search(text) and worth >= keep / 3) or bool(_PERHAPS.search(text) and worth >= keep)
 
 
 @torch.no_grad()

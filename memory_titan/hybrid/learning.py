@@ -106,7 +106,10 @@ class Learner:
         worth, correcting = float(kinds[0]), float(looked.correcting[index])
         words = [self.frozen.tokenizer.decode([token]) for token in ids]
         before = self._just_now()
-        putting_right = worth >= self.keep and correcting > 0 and "?" not in text and is_elliptical(text)
+        putting_right = correcting > 0 and is_elliptical(text, worth, self.keep)
+        near = self.memory.find(address, 1)
+        if near and near[0][0] != before and near[0][1] >= ERASE:
+            putting_right = False  # it says itself what it is about
         if before is not None and putting_right and not everything:
             old = self.frozen.decode(self.memory.read(before).ids).strip()
             new = amended(self.frozen, old, text)
