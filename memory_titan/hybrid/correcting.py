@@ -2,8 +2,9 @@
 
 A text that corrects is close to what it corrects, and has the ring of a correction (the log odds that it is one):
 
-    cosine of the addresses from 0.55 on, ring above 0             what it corrects is erased
-    cosine from 0.50 on, and a ring, or as much evidence           both are kept, the newer is believed
+    cosine of the addresses from 0.55 on, ring above 0       what it corrects is erased
+    cosine from 0.45 on, ring above -2, evidence in reach    both are kept, and the newer is believed
+    cosine from 0.55 on, as much evidence                    the same
 
 One that is too short to say what it is about ("sorry, Friday I mean") goes with what was written just before. Some
 words of the one take the place of some of the other: those that the frozen model finds to fit best, among spans alike.
@@ -20,8 +21,9 @@ from torch import Tensor
 
 from memory_titan.hybrid.frozen import FrozenModel
 
-ERASE, DOUBT = 0.55, 0.50  # cosines
-AS_MUCH = 2.0  # nats of evidence by which an older text of nearly the same words may lead and yet be the old one
+ERASE, DOUBT = 0.55, 0.45  # cosines
+RING = -2.0  # log odds of being a correction, of one that is believed
+IN_REACH, AS_MUCH = 8.0, 2.0  # nats of evidence by which the older text may lead, with a ring and without
 _SHORT = 10  # words of a correction that does not say what it corrects
 _ALIKE, _LENGTH, _KIND, _LATE = 15.0, 1.0, 3.0, 4.0  # nats: for the cosine of two spans, a word more or less, ...
 _TRIED = 32  # replacements that the model is asked about

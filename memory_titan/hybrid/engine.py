@@ -19,7 +19,7 @@ from torch import Tensor
 from memory_titan.hybrid.address import KINDS, Addresser
 from memory_titan.hybrid.answer import answer_bare, answer_from, speak_from
 from memory_titan.hybrid.content import Recalled
-from memory_titan.hybrid.correcting import AS_MUCH, DOUBT, ERASE
+from memory_titan.hybrid.correcting import AS_MUCH, DOUBT, ERASE, IN_REACH, RING
 from memory_titan.hybrid.evidence import weigh
 from memory_titan.hybrid.frozen import DEFAULT_MODEL, FrozenModel, load_frozen
 from memory_titan.hybrid.learning import KEEP, Learner, leans
@@ -34,7 +34,6 @@ THRESHOLD = 10.0  # nats of evidence from which the memory speaks (docs/log.md)
 CANDIDATES = 8  # recollections that are read and weighed a question
 _PRIVATE = 5.0  # nats: how much less evidence a question that sounds private needs, and more a general one
 _NEAR, _FAR = 3.0, 2  # a second recollection goes along if its evidence is within 3 nats of the first's; 2 at most
-_NEWER = 6.0  # nats behind the best within which a text is looked at for correcting it
 _FAMILIAR, _LIKELY = 0.28, 8.0  # to count as about some words: cosine, and nats
 _QUOTED = 64  # tokens of an answer from memory
 _BRIEF = {"role": "system", "content": "Reply in one short, friendly sentence."}  # to what asks nothing
@@ -330,7 +329,7 @@ class HybridEngine:
         found, private = self._recall(question, CANDIDATES)
         needed = self.threshold - _PRIVATE * private
         best = found[0][0].evidence if found else 0.0
-        strong = [pair for pair in found if pair[0].evidence >= max(needed, best - max(_NEAR, _NEWER))]
+        strong = [pair for pair in found if pair[0].evidence >= max(needed, best - max(_NEAR, IN_REACH))]
         current = self._without_corrected([each for each, _ in strong])
         best = max((each.evidence for each in current), default=0.0)
         slots = [each.slot for each in current if each.evidence >= max(needed, best - _NEAR)][:_FAR]
@@ -339,7 +338,7 @@ class HybridEngine:
         return [each for each, _ in found], [pair for pair in found if pair[0].slot in slots]
 
     def _without_corrected(self, found: list[Recollection]) -> list[Recollection]:
-        """Of two texts about one thing, the newer: where it sounds like a correction, or has as much evidence."""
+        """Of two texts about one thing, the newer: where it may be a correction, or has as much evidence."""
         addresses = self.memory.addresses[[each.slot for each in found]]
         cosines, ring = addresses @ addresses.T, self.addresser.judge(addresses).correcting
         names = [int(self.memory.names[each.slot]) for each in found]
@@ -347,8 +346,9 @@ class HybridEngine:
         def outdated(old: int, new: int) -> bool:
             if names[new] <= names[old] or float(cosines[new, old]) < DOUBT:
                 return False
-            as_much = found[new].evidence >= found[old].evidence - AS_MUCH
-            return bool(ring[new] > 0) or (float(cosines[new, old]) >= ERASE and as_much)
+            lead = found[old].evidence - found[new].evidence
+            rings = bool(ring[new] > RING) and lead <= IN_REACH
+            return rings or (float(cosines[new, old]) >= ERASE and lead <= AS_MUCH)
 
         count = len(found)
         return [each for old, each in enumerate(found) if not any(outdated(old, new) for new in range(count))]
