@@ -34,7 +34,7 @@ def held(engine: HybridEngine) -> list[str]:
 
 def test_read_ask_forget_save_load(frozen, tmp_path):
     engine = build(frozen, tmp_path / "notes.mem")
-    readings = engine.read(" ".join(SENTENCES))
+    readings = engine.read(" ".join(SENTENCES), everything=True)
     assert [reading.text for reading in readings] == SENTENCES == held(engine)
     for reading in readings:
         assert reading.written and set(reading.surprise) == {1.0}
@@ -64,11 +64,11 @@ def test_read_ask_forget_save_load(frozen, tmp_path):
 
 def test_reading_again_writes_nothing(frozen, tmp_path):
     engine = build(frozen, tmp_path / "notes.mem")
-    engine.read("\n\n".join(SENTENCES))
+    engine.read("\n\n".join(SENTENCES), everything=True)
     engine.save()
     for each in (engine, build(frozen, tmp_path / "notes.mem")):
         before = each.memory.content.weights.clone()
-        readings = each.read("\n\n".join(reversed(SENTENCES)))
+        readings = each.read("\n\n".join(reversed(SENTENCES)), everything=True)
         assert not any(reading.written for reading in readings)
         assert max(max(reading.surprise) for reading in readings) < 0.2
         assert torch.equal(each.memory.content.weights, before)
@@ -77,7 +77,7 @@ def test_reading_again_writes_nothing(frozen, tmp_path):
 def test_the_model_does_not_change(frozen):
     before = {name: tensor.clone() for name, tensor in frozen.model.state_dict().items()}
     engine = build(frozen)
-    engine.read(" ".join(SENTENCES))
+    engine.read(" ".join(SENTENCES), everything=True)
     engine.ask(QUESTION, max_tokens=4)
     engine.ask(QUESTION, use_memory=False, max_tokens=4)
     engine.model_surprise(SENTENCES[0])
@@ -90,8 +90,8 @@ def test_the_model_does_not_change(frozen):
 def test_a_silent_memory_answers_as_the_bare_model(frozen):
     bare = answer_bare(frozen, QUESTION, 8)
     empty, quiet, off = build(frozen), build(frozen, threshold=NEVER), build(frozen)
-    quiet.read(" ".join(SENTENCES))
-    off.read(" ".join(SENTENCES))
+    quiet.read(" ".join(SENTENCES), everything=True)
+    off.read(" ".join(SENTENCES), everything=True)
     for answer in (empty.ask(QUESTION, max_tokens=8), quiet.ask(QUESTION, max_tokens=8), off.ask(QUESTION, False, 8)):
         assert (answer.text, answer.spoke, answer.used) == (bare, False, [])
     assert empty.ask(QUESTION, max_tokens=1).familiarity == 0
@@ -113,7 +113,7 @@ def test_the_bare_answer_is_what_generate_says(llama):
 
 def test_what_was_recalled_is_touched_and_nothing_else_changes(llama, tmp_path):
     engine = build(llama)
-    engine.read(" ".join(SENTENCES))
+    engine.read(" ".join(SENTENCES), everything=True)
     engine.save(tmp_path / "before.mem")
     engine.recall(QUESTION)
     engine.find(QUESTION)
@@ -184,7 +184,7 @@ def test_it_reads_a_stream_as_it_comes(llama):
 
 def test_no_text_is_in_the_file(llama, tmp_path):
     engine = build(llama, tmp_path / "notes.mem")
-    engine.read(" ".join(SENTENCES))
+    engine.read(" ".join(SENTENCES), everything=True)
     engine.ask(QUESTION, max_tokens=1)
     engine.save()
     raw = (tmp_path / "notes.mem").read_bytes().lower()
