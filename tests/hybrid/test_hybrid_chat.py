@@ -103,13 +103,16 @@ def test_what_asks_nothing_is_not_looked_up_and_gets_a_sentence(llama, monkeypat
     engine = build(llama)
     engine.read(" ".join(SENTENCES))
     Scripted(engine, monkeypatch, {"asks": "question", "world": "general", "hello": "small talk", "dog": "keep"})
-    asked = []
-    monkeypatch.setattr(llama, "chat", lambda messages: asked.append(messages) or "x")
-    for message, spoke in (("hello", False), ("a dog", False), ("It asks", True), ("the world", True), ("hello?", True)):
+    first: list[str] = []
+    prompt = llama.prompt
+    monkeypatch.setattr(llama, "prompt", lambda said, *more: first.append(said[0]["content"]) or prompt(said, *more))
+    for message, spoke in (("hello", False), ("a dog", False), ("He asks", True), ("the world", True), ("hello?", True)):
         engine.clear_context()
         say(engine, message, 2)
-        assert engine.turn.answer.spoke == spoke
-        assert (asked[-1][0]["content"] == "Reply in one short, friendly sentence.") == (not spoke) or spoke
+        assert engine.turn.answer.spoke is spoke
+        assert (first[-1] == "Reply in one short, friendly sentence.") is not spoke
+    say(engine, "the world", 2, use_memory=False)
+    assert first[-1] == "hello?"
 
 
 def test_a_question_that_leans_is_asked_with_what_was_said_before(llama, monkeypatch):
@@ -155,11 +158,11 @@ def test_a_failing_model_leaves_a_conversation(llama, monkeypatch):
 def test_a_message_longer_than_the_model_takes(loaded, monkeypatch, name, word):
     frozen = loaded(name)
     shown = watch(frozen, monkeypatch)
-    monkeypatch.setattr(frozen.model.config, "max_position_embeddings", 96, raising=False)
+    monkeypatch.setattr(frozen.model.config, "n_positions" if name == "gpt2" else "max_position_embeddings", 96)
     engine = build(frozen, threshold=NEVER)
     message = "It begins here. " + word * 200 + " And the end?"
     say(engine, message, 8)
-    assert len(shown[-1]) <= 96 - 8 + 4
+    assert 60 < len(shown[-1]) <= 96 - 8
     assert "And the end?" in frozen.decode(shown[-1]) and "begins" not in frozen.decode(shown[-1])
     assert engine.context[0]["content"] == message
     assert any("begins" in text for text in held(engine))
@@ -172,6 +175,8 @@ def test_a_question_longer_than_the_model_takes(loaded):
     for question in (f"Who, {endless}, keeps the key?", f"Copper. {endless}. Is it so?", "It is so?"):
         say(engine, question, 4, learn=False)
         assert engine.turn.answer.spoke
+        assert engine.ask(question, max_tokens=4).spoke
+        assert not engine.ask(question, use_memory=False, max_tokens=4).spoke
 
 
 def test_the_view_is_of_the_last_turns(llama, monkeypatch):
@@ -180,7 +185,7 @@ def test_the_view_is_of_the_last_turns(llama, monkeypatch):
     engine = build(llama, threshold=NEVER)
     for number in range(12):
         say(engine, f"Does the ferry number {number} leave?", 8)
-        assert len(shown[-1]) <= 120 - 0
+        assert len(shown[-1]) <= 120
         assert f"number {number} " in llama.decode(shown[-1])
         assert roles(engine) == ["user", "assistant"] * (len(engine.context) // 2)
     assert 2 < len(engine.context) < 16
@@ -206,13 +211,14 @@ def test_a_kept_cache_changes_nothing_but_what_is_computed(loaded, name):
     frozen = loaded(name)
     read: list[int] = []
     handle = frozen.model.base_model.register_forward_pre_hook(
-        lambda module, given, named: read.append(named["input_ids"].shape[1]), with_kwargs=True
+        lambda module, given, named: read.append((given[0] if given else named["input_ids"]).shape[1]),
+        with_kwargs=True,
     )
     try:
-        kept, messages = Kept(), []
+        kept, messages, before = Kept(), [], 0
         for turn in (*TURNS, "<clear>", *reversed(TURNS)):
             if turn == "<clear>":
-                messages = []  # the cache stays: what it holds is of another conversation from the first word on
+                messages, before = [], 0  # the cache stays: what it holds is of another conversation from the first word on
                 continue
             messages.append({"role": "user", "content": turn})
             prompt = frozen.prompt(messages)
@@ -225,8 +231,8 @@ def test_a_kept_cache_changes_nothing_but_what_is_computed(loaded, name):
                 same += 1
             assert read[0] == len(prompt) - same and set(read[1:]) <= {1}
             assert kept.ids[: len(prompt)] == prompt and kept.cache.get_seq_length() == len(kept.ids)
-            if len(messages) > 1:
-                assert same > 10
+            assert same >= before - 1  # all of the turns before, but for what the model said with half a character in it
+            before = len(prompt)
             messages.append({"role": "assistant", "content": fresh.strip()})
     finally:
         handle.remove()

@@ -123,6 +123,21 @@ def test_everything_writes_all_but_what_is_known(llama, monkeypatch):
     assert len(held(engine)) == 4
 
 
+def test_a_text_of_which_others_know_a_token_each_is_new(llama, monkeypatch):
+    engine, script = scripted(llama, monkeypatch)
+    script.near = {"number": 0.97}  # all within the cosine from which a text may be known
+    texts = ["Take number 20.", "Take number 12.", "Take number 22."]
+    for text in texts:
+        (reading,) = engine.read(text)
+        assert (reading.written, reading.reason) == (True, "new") and max(reading.surprise) == 1
+    assert held(engine) == texts
+    assert sum(reading.surprise) < 2  # the nearest knows all but a token
+    for text in texts:
+        (reading,) = engine.read(text)
+        assert (reading.written, reading.reason) == (False, "known") and max(reading.surprise) < 0.5
+    assert engine.memory.counts["written"] == 3
+
+
 @pytest.mark.parametrize(("keep", "kept"), [(0.0, True), (0.4, True), (0.41, False), (1.0, False)])
 def test_keep_is_the_worth_from_which_a_text_is_written(llama, monkeypatch, keep, kept):
     engine, script = scripted(llama, monkeypatch, keep=keep)
