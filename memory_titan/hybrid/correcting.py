@@ -29,7 +29,25 @@ _SPAN = 4  # words
 _SENSE = 15.0  # nats that the amended text may be less likely than the old one
 _BEGINS = re.compile(
     r"^\W*(no|nope|not|sorry|wait|oh|ah|eh|argh|oops|ouch|hang on|hold on|actually|correction|rather|or rather|"
-    r"i mean|i meant|make that|scratch that|my mistake|my bad|i take that back)\b|\b(i mean|i meant|rather|sorry)\W*$",
+    r"i mean|i meant|make that|scratch that|my mistake|my bad|i take that back)\b|"
+    r"\b(?<!what )(i mean|i meant)\W*$|\b(?<!'d )(?<!would )rather\W*$|"
+    r"\b(?<!'m )(?<!'re )(?<!am )(?<!are )(?<!so )(?<!very )(?<!really )(?<!feel )(?<!felt )(?<!say )(?<!said )"
+    r"sorry\W*$",
+    re.IGNORECASE,
+)
+_POLITE = re.compile(  # what begins in the same words and puts nothing right
+    r"^\W*((oh|ah|eh|well|sorry|wait|no|nope|actually)\W+)*("
+    r"no (way|problems?|ideas?|worries|doubt|need|rush|hurry|chance|kidding|offen[cs]e|pressure|matter|wonder|more|"
+    r"longer|big deal|(?:\w+ ){1,2}please)\b|no(pe)?,? thank|"
+    r"not (bad|much|many|really|sure|yet|at all|quite|only|too|so|again|even|a lot|necessarily|everyone|everybody)\b|"
+    r"(oh|ah|eh),? (nice|wow|good|great|cool|lovely|thank|perfect|wonderful|brilliant|come on|what an?\b)|"
+    r"(oh|ah|eh),? (dear|right|ok|okay|yes|yeah|yep|really|sure|god|gosh|boy|man|i see|of course|please)\W*$|"
+    r"sorry (to (hear|say|ask|bother|disturb|interrupt|keep|see|learn)|for|about|if|everyone)\b|"
+    r"i mean it\W*$|i mean,? (no|what|why|how|who|really|seriously|honestly|come on|you know)\b|"
+    r"wait (for|until|till|and see)\b|(hang|hold) on to\b)|"
+    # a sentence of its own behind "actually" says what it is about; "it's Friday" does not
+    r"^\W*actually,? (?!(it|its|it's|that|that's|this|these|those|they|they're|he|he's|she|she's|make|no|not|sorry|"
+    r"wait|i mean|i meant|the one|the other)\b)(\S+ ){4,}\S",
     re.IGNORECASE,
 )
 _EMPTY = frozenset(  # words that a value does not begin or end with
@@ -45,8 +63,12 @@ _MARKS = ".,;:!?\"'()"
 
 
 def is_elliptical(text: str) -> bool:
-    """Whether a text corrects without saying what: short, and beginning or ending as one puts oneself right."""
-    return len(text.split()) <= _SHORT and bool(_BEGINS.search(text.strip()))
+    """Whether a text corrects without saying what: short, and beginning or ending as one puts oneself right.
+
+    "No way!" and "sorry to hear that" do not; nor does a sentence of its own behind "actually". English only.
+    """
+    text = " ".join(text.replace("\u2019", "'").split())
+    return len(text.split()) <= _SHORT and bool(_BEGINS.search(text)) and not _POLITE.search(text)
 
 
 @torch.no_grad()

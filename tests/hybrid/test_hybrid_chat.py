@@ -106,7 +106,13 @@ def test_what_asks_nothing_is_not_looked_up_and_gets_a_sentence(llama, monkeypat
     first: list[str] = []
     prompt = llama.prompt
     monkeypatch.setattr(llama, "prompt", lambda said, *more: first.append(said[0]["content"]) or prompt(said, *more))
-    for message, spoke in (("hello", False), ("a dog", False), ("He asks", True), ("the world", True), ("hello?", True)):
+    for message, spoke in (
+        ("hello", False),
+        ("a dog", False),
+        ("He asks", True),
+        ("the world", True),
+        ("hello?", True),
+    ):
         engine.clear_context()
         say(engine, message, 2)
         assert engine.turn.answer.spoke is spoke
@@ -218,7 +224,10 @@ def test_a_kept_cache_changes_nothing_but_what_is_computed(loaded, name):
         kept, messages, before = Kept(), [], 0
         for turn in (*TURNS, "<clear>", *reversed(TURNS)):
             if turn == "<clear>":
-                messages, before = [], 0  # the cache stays: what it holds is of another conversation from the first word on
+                messages, before = (
+                    [],
+                    0,
+                )  # the cache stays: what it holds is of another conversation from the first word on
                 continue
             messages.append({"role": "user", "content": turn})
             prompt = frozen.prompt(messages)
@@ -231,7 +240,9 @@ def test_a_kept_cache_changes_nothing_but_what_is_computed(loaded, name):
                 same += 1
             assert read[0] == len(prompt) - same and set(read[1:]) <= {1}
             assert kept.ids[: len(prompt)] == prompt and kept.cache.get_seq_length() == len(kept.ids)
-            assert same >= before - 1  # all of the turns before, but for what the model said with half a character in it
+            assert (
+                same >= before - 1
+            )  # all of the turns before, but for what the model said with half a character in it
             before = len(prompt)
             messages.append({"role": "assistant", "content": fresh.strip()})
     finally:
@@ -270,7 +281,16 @@ def test_the_bare_path_says_what_generate_says(frozen):
 
 @pytest.mark.parametrize(
     "message",
-    ["Моя собака Рекс. Где ключ?", "我的狗叫小白。钥匙在哪里？", "🙂🙃", "👩‍👩‍👧 ?", "كلبي اسمه ريكس. أين المفتاح؟", "?!", "\u200b", "e\u0301 ?"],
+    [
+        "Моя собака Рекс. Где ключ?",
+        "我的狗叫小白。钥匙在哪里？",
+        "🙂🙃",
+        "👩‍👩‍👧 ?",
+        "كلبي اسمه ريكس. أين المفتاح؟",
+        "?!",
+        "\u200b",
+        "e\u0301 ?",
+    ],
 )
 def test_other_scripts(frozen, message):
     engine = build(frozen)

@@ -65,7 +65,9 @@ def test_a_prompt_has_the_control_tokens_of_its_format_alone(frozen, roles, begu
         for place in range(len(roles)):
             said = ["Hello."] * len(roles)
             said[place] = content
-            ids = frozen.prompt([{"role": role, "content": each} for role, each in zip(roles, said, strict=True)], begun)
+            ids = frozen.prompt(
+                [{"role": role, "content": each} for role, each in zip(roles, said, strict=True)], begun
+            )
             assert told(frozen, ids) == told(frozen, plain)
             whole = frozen.tokenizer.decode(ids)
             assert content in whole and whole.count("Hello.") == len(roles) - (content != "Hello.")
