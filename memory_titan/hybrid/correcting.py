@@ -34,9 +34,27 @@ _PLAINLY = re.compile(  # how one puts oneself right
     r"my bad|oops|argh|nope,|or rather|oh,? hold on)(?! to hear)(?!\w)|\b(i mean|i meant)\W*$",
     re.IGNORECASE,
 )
-_PERHAPS = re.compile(  # and how one says other things too
-    r"^\W*(no,|nope|not|oh,? (no|sorry)|ah,? no|eh,|ah,|actually|rather)(?! (way|problem|idea|thanks|worries))(?!\w)|"
-    r"\brather\b",
+_BEGINS = re.compile(
+    r"^\W*(no|nope|not|sorry|wait|oh|ah|eh|argh|oops|ouch|hang on|hold on|actually|correction|rather|or rather|"
+    r"i mean|i meant|make that|scratch that|my mistake|my bad|i take that back)\b|"
+    r"\b(?<!what )(i mean|i meant)\W*$|\b(?<!'d )(?<!would )rather\W*$|"
+    r"\b(?<!'m )(?<!'re )(?<!am )(?<!are )(?<!so )(?<!very )(?<!really )(?<!feel )(?<!felt )(?<!say )(?<!said )"
+    r"sorry\W*$",
+    re.IGNORECASE,
+)
+_POLITE = re.compile(  # what begins in the same words and puts nothing right
+    r"^\W*((oh|ah|eh|well|sorry|wait|no|nope|actually)\W+)*("
+    r"no (way|problems?|ideas?|worries|doubt|need|rush|hurry|chance|kidding|offen[cs]e|pressure|matter|wonder|more|"
+    r"longer|big deal|(?:\w+ ){1,2}please)\b|no(pe)?,? thank|"
+    r"not (bad|much|many|really|sure|yet|at all|quite|only|too|so|again|even|a lot|necessarily|everyone|everybody)\b|"
+    r"(oh|ah|eh),? (nice|wow|good|great|cool|lovely|thank|perfect|wonderful|brilliant|come on|what an?\b)|"
+    r"(oh|ah|eh),? (dear|right|ok|okay|yes|yeah|yep|really|sure|god|gosh|boy|man|i see|of course|please)\W*$|"
+    r"sorry (to (hear|say|ask|bother|disturb|interrupt|keep|see|learn)|for|about|if|everyone)\b|"
+    r"i mean it\W*$|i mean,? (no|what|why|how|who|really|seriously|honestly|come on|you know)\b|"
+    r"wait (for|until|till|and see)\b|(hang|hold) on to\b)|"
+    # a sentence of its own behind "actually" says what it is about; "it's Friday" does not
+    r"^\W*actually,? (?!(it|its|it's|that|that's|this|these|those|they|they're|he|he's|she|she's|make|no|not|sorry|"
+    r"wait|i mean|i meant|the one|the other)\b)(\S+ ){4,}\S",
     re.IGNORECASE,
 )
 _EMPTY = frozenset(  # words that a value does not begin or end with
@@ -54,14 +72,17 @@ _MARKS = ".,;:!?\"'()"
 def is_elliptical(text: str, worth: float = 1.0, keep: float = 0.3) -> bool:
     """Whether a text corrects without saying what: short, and beginning or ending as one puts oneself right.
 
+    "No way!" and "sorry to hear that" do not; nor does a sentence of its own behind "actually". English only.
+
     Args:
         text: one text.
         worth: the odds that it is worth keeping: less is asked where its words leave no doubt.
         keep: the odds asked of the others.
     """
-    if len(text.split()) > _SHORT or "?" in text:
+    text = " ".join(text.replace("\u2019", "'").split())
+    if len(text.split()) > _SHORT or "?" in text or not _BEGINS.search(text) or _POLITE.search(text):
         return False
-    return bool(_PLAINLY.search(text) and worth >= keep / 3) or bool(_PERHAPS.search(text) and worth >= keep)
+    return worth >= (keep / 3 if _PLAINLY.search(text) else keep)
 
 
 @torch.no_grad()

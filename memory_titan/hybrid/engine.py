@@ -38,6 +38,7 @@ _FAMILIAR, _LIKELY = 0.28, 8.0  # to count as about some words: cosine, and nats
 _QUOTED = 64  # tokens of an answer from memory
 _BRIEF = {"role": "system", "content": "Reply in one short, friendly sentence."}  # to what asks nothing
 _BRIEFLY = 48  # tokens of such a reply
+_ASKED = 192  # tokens of a question that are looked up: its last
 _VIEW = 2048  # tokens of conversation that the model is shown, at most
 
 
@@ -158,7 +159,7 @@ class HybridEngine:
         return self._chat(message, max_tokens, use_memory, learn)
 
     def clear_context(self) -> None:
-        """Forget the conversation, not what was learned from it."""
+        """Forget the conversation, not what was learned from it; what is being said is not added to the new one."""
         self.context = []
         self._kept = Kept()
 
@@ -178,9 +179,12 @@ class HybridEngine:
         considered, used = self._choose(question) if use_memory else ([], [])
         answer = Answer("", bool(used), [each for each, _ in used], considered)
         if used:
-            answer.text = answer_from(self.frozen, question, [recalled for _, recalled in used], max_tokens)
+            asked, told = self._last_words(question, _ASKED), [recalled for _, recalled in used]
+            answer.text = answer_from(self.frozen, asked, told, max_tokens)
         else:
-            answer.text = answer_bare(self.frozen, question, max_tokens)
+            around = len(self.frozen.prompt([{"role": "user", "content": ""}]))
+            shown = self._last_words(question, self._room(max_tokens) - around)
+            answer.text = answer_bare(self.frozen, shown, max_tokens)
         return answer
 
     def find(self, words: str, most: int = 32) -> list[Recollection]:
@@ -288,17 +292,20 @@ class HybridEngine:
             most = min(max_tokens, _BRIEFLY) if brief else max_tokens
             pieces = speak(self.frozen, self._view(most, [_BRIEF] if brief else []), most, self._kept, said=said)
         try:
+            space = ""  # handed on once a word follows: the pieces are the answer, with nothing around it
             for piece in pieces:
-                piece = piece if turn.answer.text else piece.lstrip()
+                text = space + piece if turn.answer.text else piece.lstrip()
+                piece = text.rstrip()
+                space = text[len(piece) :]
                 if piece:
                     turn.seconds.setdefault("first", time.perf_counter() - began)
                     turn.answer.text += piece
                     yield piece
         finally:
             pieces.close()
-            turn.answer.text = turn.answer.text.strip()
             turn.seconds["answer"] = time.perf_counter() - began
-            self.context.append({"role": "assistant", "content": turn.answer.text})
+            if self.context:  # not cleared meanwhile
+                self.context.append({"role": "assistant", "content": turn.answer.text})
 
     def _asked(self, message: str) -> str:
         """The part of a message that asks, with what was said before it where it leans on that; "" if nothing asks."""
@@ -309,20 +316,29 @@ class HybridEngine:
             before = [each["content"] for each in self.context if each["role"] == "user"]
             first = parts.index(asking[0])
             asking = [*(parts[first - 1 : first] or before[-1:]), *asking]
-        return " ".join(asking)
+        return self._last_words(" ".join(asking), _ASKED)
 
     def _view(self, max_tokens: int, first: list[dict[str, str]]) -> list[int]:
         """The conversation's last turns, as far as the model takes them, after the messages in `first`."""
-        most = getattr(self.frozen.model.config.get_text_config(), "max_position_embeddings", None) or _VIEW
-        most = max(16, min(_VIEW, most - max_tokens))
+        most = min(_VIEW, self._room(max_tokens))
         while len(ids := self.frozen.prompt([*first, *self.context])) > most and len(self.context) > 1:
             self.context = self.context[2:] if len(self.context) > 2 else self.context[-1:]
         if len(ids) <= most:
             return ids
         content = self.context[-1]["content"]
-        words = self.frozen.encode(content)
-        shown = self.frozen.decode(words[-max(1, most - (len(ids) - len(words))) :])
+        shown = self._last_words(content, most - (len(ids) - len(self.frozen.encode(content))))
         return self.frozen.prompt([*first, {"role": "user", "content": shown}])
+
+    def _room(self, max_tokens: int) -> int:
+        """Tokens of a prompt that the model takes and still has places for an answer."""
+        places = getattr(self.frozen.model.config.get_text_config(), "max_position_embeddings", None)
+        return max(16, places - max_tokens) if places else 1 << 30
+
+    def _last_words(self, text: str, most: int) -> str:
+        """The text, or its last tokens where it has more than `most`."""
+        ids = self.frozen.encode(text)
+        # Half a character at the cut would come back as three tokens a byte.
+        return text if len(ids) <= most else self.frozen.decode(ids[-max(1, most) :]).lstrip("\ufffd")
 
     def _choose(self, question: str) -> tuple[list[Recollection], list[tuple[Recollection, Recalled]]]:
         """All that was considered, and what is enough to speak from; those are touched."""
@@ -355,7 +371,8 @@ class HybridEngine:
 
     def _recall(self, question: str, count: int) -> tuple[list[tuple[Recollection, Recalled]], float]:
         """What is near, weighed, best first; and from -1 to 1 whether the question sounds general or private."""
-        looked = self.addresser.look([self.encode(question)[: 4 * self.memory.config.longest]])
+        question = self._last_words(question, _ASKED)
+        looked = self.addresser.look([self.encode(question)])
         near = self.memory.find(looked.addresses[0], count)
         read = [self.memory.read(slot) for slot, _ in near]
         weights = weigh(self.frozen, question, [each.ids for each in read], [cosine for _, cosine in near])

@@ -107,8 +107,10 @@ class RecollectionMemory:
         for name, tensor in self._tensors.items():
             rows, values = last.changed[name]
             tensor[rows] = values
-        # A name that is given out again would find the traces of what it named before.
-        self.counts = {**last.counts, "written": self.counts["written"]}
+        # A name that is given out again would find the traces of what it named before; and what was recalled since,
+        # outside of any step, is not later than what comes now.
+        time = max(last.counts["time"], int(self.touched.max()))
+        self.counts = {**last.counts, "time": time, "written": self.counts["written"]}
         return last.what
 
     @property
@@ -172,7 +174,8 @@ class RecollectionMemory:
         self.touched[slot] = self.counts["time"]
 
     def forget(self, slots: list[int]) -> None:
-        """Erase the content of slots from the weights, and free them."""
+        """Erase the content of slots from the weights, and free them; those that are free already stay as they are."""
+        slots = [slot for slot in slots if self.names[slot] >= 0]
         if not slots:
             return
         self.content.erase([int(self.names[s]) for s in slots], [int(self.lengths[s]) for s in slots])
@@ -242,7 +245,8 @@ class RecollectionMemory:
     def _surprise(self, address: Tensor, ids: list[int], pending: dict[int, list[int]]) -> tuple[Tensor, int | None]:
         """Surprise of each token, and the slot that says all of them already, if one does.
 
-        1 for every token of a text that the memory knows nothing of; the error of what it says where it does.
+        1 for every token of a text that the memory knows nothing of; the error of what the slot says that says most of
+        it. Some token's is 1 unless one slot says all.
         `pending`: what is addressed but not yet in the weights, by name.
         """
         surprise = torch.ones(len(ids))
@@ -257,9 +261,11 @@ class RecollectionMemory:
                 error = self.content.surprise(name, ids, self.strength)
             right = torch.tensor(said) == torch.tensor(ids)
             # A token that reads right is known, whatever the noise beside it.
-            surprise = torch.minimum(surprise, torch.where(right, 0.5 * error.clamp(max=0.9), 1.0))
+            each = torch.where(right, 0.5 * error.clamp(max=0.9), 1.0)
             if right.all():
-                return surprise, slot
+                return each, slot
+            # One slot's word: tokens that several know one by one are no text that any of them knows.
+            surprise = each if each.sum() < surprise.sum() else surprise
         return surprise, None
 
     def _free_slot(self) -> int:
