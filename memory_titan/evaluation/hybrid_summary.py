@@ -181,7 +181,7 @@ def _general(jobs: Record) -> Record:
     for facts in _numbers(jobs, "general"):
         for arm in CURVE:
             there = _jobs(jobs, f"general {facts}", arm)
-            if _rows(there):
+            if _rows(there) and all(row["name"] in bare for row in _rows(there)):  # an interrupted run may lack them
                 found.setdefault(arm, {})[facts] = [
                     _count(job["answers"], lambda row: row["answer"] == bare[row["name"]]) for job in there
                 ]
