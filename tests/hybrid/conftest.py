@@ -38,8 +38,12 @@ def llama(loaded) -> FrozenModel:
 
 
 @pytest.fixture(scope="session")
-def tiny_cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
+def tiny_cache(tmp_path_factory, worker_id):
+    """One for all workers of a run: a model is calibrated once."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "tiny-cache"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture
