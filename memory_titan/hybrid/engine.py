@@ -32,7 +32,7 @@ __all__ = ["THRESHOLD", "Answer", "Capacity", "HybridEngine", "Reading", "Recoll
 
 THRESHOLD = 10.0  # nats of evidence from which the memory speaks (docs/log.md)
 CANDIDATES = 8  # recollections that are read and weighed a question
-_PRIVATE = 5.0  # nats: how much less evidence a question that sounds private needs, and more a general one
+_PRIVATE, _GENERAL = 5.0, 15.0  # nats: how much less evidence a private question needs, and more a general one
 _NEAR, _FAR = 3.0, 2  # a second recollection goes along if its evidence is within 3 nats of the first's; 2 at most
 _FAMILIAR, _LIKELY = 0.28, 8.0  # to count as about some words: cosine, and nats
 _QUOTED = 64  # tokens of an answer from memory
@@ -343,7 +343,7 @@ class HybridEngine:
     def _choose(self, question: str) -> tuple[list[Recollection], list[tuple[Recollection, Recalled]]]:
         """All that was considered, and what is enough to speak from; those are touched."""
         found, private = self._recall(question, CANDIDATES)
-        needed = self.threshold - _PRIVATE * private
+        needed = self.threshold - (_PRIVATE if private > 0 else _GENERAL) * private
         best = found[0][0].evidence if found else 0.0
         strong = [pair for pair in found if pair[0].evidence >= max(needed, best - max(_NEAR, IN_REACH))]
         current = self._without_corrected([each for each, _ in strong])
