@@ -146,7 +146,11 @@ def remember(text: Path, path: Path, model: str, slots: int | None, quiet: bool)
 @_MODEL
 @click.option("--explain", is_flag=True, help="Show what was recalled, how familiar the question was, and why.")
 @click.option("--no-memory", is_flag=True, help="Answer as the bare model, for comparison.")
-@click.option("--threshold", type=float, help="Evidence in nats from which the memory speaks.  [default: 11]")
+@click.option(
+    "--threshold",
+    type=float,
+    help="Evidence in nats from which the memory speaks.  [default: 10]",
+)
 @click.option("--max-tokens", type=click.IntRange(1, 4096), default=64, show_default=True, help="Longest answer.")
 @_JSON
 @plainly

@@ -107,7 +107,7 @@ class Learner:
         words = [self.frozen.tokenizer.decode([token]) for token in ids]
         before = self._just_now()
         putting_right = correcting > 0 and is_elliptical(text, worth, self.keep)
-        near = self.memory.find(address, 1)
+        near = [] if everything else self.memory.find(address, 1)
         if near and near[0][0] != before and near[0][1] >= ERASE:
             putting_right = False  # it says itself what it is about
         if before is not None and putting_right and not everything:
@@ -124,7 +124,7 @@ class Learner:
             reason = "question" if kinds[2:].sum() > kinds[KINDS.index("small talk")] else "small talk"
             return Reading(text, words, surprise, False, worth, "known" if max(surprise) < 0.5 else reason)
         replaced = []
-        for slot, cosine in self.memory.find(address, 0 if everything else 1):
+        for slot, cosine in near:
             if cosine >= ERASE and correcting > 0 and max(self.memory.surprise(address, ids).tolist()) >= 0.5:
                 replaced.append(self.frozen.decode(self.memory.read(slot).ids).strip())
                 self.memory.forget([slot])
